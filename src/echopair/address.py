@@ -1,0 +1,251 @@
+"""Addresses: from what a user types to sockets that listen or connect, and back to text.
+
+It is the one place that resolves names and binds. Names are resolved before the loop runs, for getaddrinfo(3)
+blocks; connecting never does.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from echopair.loop import WRITE, EventLoop
+
+PORT_ATTEMPTS = 16  # free ports to try until one is free on every address
+IN_PROGRESS = (0, errno.EINPROGRESS, errno.EWOULDBLOCK)  # the last is what Windows says
+
+FAMILY_MISSING = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)  # IPv6 compiled out, switched off
+
+PRIVILEGED = "ports below 1024 need privileges"
+REMEDIES = {
+    errno.EADDRINUSE: "another program has this port; choose one with --port, or 0 for any that is free",
+    errno.EADDRNOTAVAIL: "no interface here has this address",
+    errno.ECONNREFUSED: "nothing listens there",
+    errno.EMFILE: "too many open files for this process; see ulimit -n",
+    errno.ENFILE: "too many open files on this machine",
+}
+
+
+class AddressError(Exception):
+    """A name that does not resolve or an address that cannot be used; says which, why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """What `getaddrinfo` says of one way to reach a host: a family and a socket address."""
+
+    family: int
+    sockaddr: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return format_address(self.sockaddr)
+
+
+def format_address(sockaddr: tuple[Any, ...]) -> str:
+    """Return `127.0.0.1:80` or `[::1]:80`."""
+    host, port = sockaddr[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def split_host_port(text: str) -> tuple[str, int | None]:
+    """Split `HOST`, `HOST:PORT`, `:PORT`, `[IPV6]` or `[IPV6]:PORT`; what is missing is "" or None.
+
+    Raises ValueError, saying what is wrong (RFC 3986 3.2.2 for the brackets).
+    """
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ValueError(f"{text!r} is not an address: write [IPV6]:PORT, like [::1]:12345")
+        port = rest[1:] if rest else None
+    elif text.count(":") > 1:
+        raise ValueError(f"{text!r} is ambiguous: put an IPv6 address in brackets, like [::1]:12345")
+    else:
+        host, colon, rest = text.partition(":")
+        port = rest if colon else None
+    return host, None if port is None else parse_port(port)
+
+
+def parse_port(text: str) -> int:
+    """Return the port number that `text` says; raises ValueError where it says none from 0 to 65535."""
+    if not (text.isascii() and text.isdigit() and int(text[:6]) <= 65535):
+        raise ValueError(f"{text!r} is not a port: give a number from 0 to 65535")
+    return int(text)
+
+
+def resolve(host: str, port: int, family: int = socket.AF_UNSPEC, *, passive: bool = False) -> list[Address]:
+    """Return every stream address that `host` has, in the resolver's order, each once (RFC 6724).
+
+    With `passive` an empty host means every interface, without it the loopback (getaddrinfo(3), AI_PASSIVE).
+    Raises AddressError.
+    """
+    flags = socket.AI_PASSIVE if passive else 0
+    try:
+        found = socket.getaddrinfo(host or None, port, family, socket.SOCK_STREAM, 0, flags)
+    except socket.gaierror as error:
+        raise AddressError(f"cannot resolve {host!r}: {error.strerror}; check the name") from None
+    except (UnicodeError, ValueError) as error:  # a label over 63 characters, a NUL
+        raise AddressError(f"cannot resolve {host!r}: not a host name ({error})") from None
+    return list(dict.fromkeys(Address(entry[0], entry[4]) for entry in found))
+
+
+def listen(
+    hosts: Iterable[str], port: int, family: int = socket.AF_UNSPEC, backlog: int | None = None
+) -> list[socket.socket]:
+    """Return a listening, non-blocking socket for every address of `hosts`, all on the same port.
+
+    Port 0 takes one that is free on all of them. An address of a family that this machine lacks is left out as long
+    as there is another. `backlog` None is the most that the system grants (listen(2)). Raises AddressError, with
+    nothing left open.
+    """
+    groups = [resolve(host, port, family, passive=True) for host in hosts]
+    attempts = 1 if port else PORT_ATTEMPTS
+    while True:
+        attempts -= 1
+        try:
+            return _listen_all(groups, port, backlog)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not attempts:
+                raise AddressError(f"cannot listen on {error.filename}: {explain(error, port)}") from None
+
+
+def _listen_all(groups: list[list[Address]], port: int, backlog: int | None) -> list[socket.socket]:
+    """Listen on all or raise OSError, its `filename` saying where; each host's addresses are one group."""
+    listeners: dict[Address, socket.socket] = {}
+    try:
+        for addresses in groups:
+            missing: OSError | None = None
+            for address in addresses:
+                if address in listeners:
+                    continue
+                try:
+                    listeners[address] = _listen_on(address, port, backlog)
+                except OSError as error:
+                    error.filename = format_address((address.sockaddr[0], port))
+                    if error.errno not in FAMILY_MISSING:
+                        raise
+                    missing = error
+                else:
+                    port = listeners[address].getsockname()[1]
+            if missing and listeners.keys().isdisjoint(addresses):
+                raise missing
+    except OSError:
+        for listener in listeners.values():
+            listener.close()
+        raise
+    return list(listeners.values())
+
+
+def _listen_on(address: Address, port: int, backlog: int | None) -> socket.socket:
+    listener = socket.socket(address.family, socket.SOCK_STREAM)
+    try:
+        listener.setblocking(False)
+        if os.name == "posix":  # elsewhere the option would let two programs share the port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if address.family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # 0.0.0.0 and :: side by side
+        # Accepted sockets inherit it: without it an echo may wait 40 ms for a delayed ACK (RFC 896, tcp(7)).
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.bind((address.sockaddr[0], port, *address.sockaddr[2:]))
+        listener.listen(socket.SOMAXCONN if backlog is None else backlog)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def explain(error: OSError, port: int = 0) -> str:
+    """Return what went wrong, in words, with the remedy where one is known."""
+    reason = (error.strerror or str(error)).lower()
+    if error.errno == errno.EACCES and 0 < port < 1024:
+        return f"{reason} ({PRIVILEGED})"
+    remedy = REMEDIES.get(error.errno or 0)
+    return f"{reason} ({remedy})" if remedy else reason
+
+
+class Dial:
+    """An attempt to connect to each of `addresses` in turn, `timeout` seconds for each, without blocking.
+
+    It ends in one call from the loop: `connected(sock, address)`, or `failed(error, address)` with the last address
+    and what became of it; or in none, after `cancel()`.
+    """
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        addresses: Iterable[Address],
+        timeout: float,
+        connected: Callable[[socket.socket, Address], object],
+        failed: Callable[[OSError, Address], object],
+    ) -> None:
+        self._loop = loop
+        self._addresses = deque(addresses)
+        self._timeout = timeout
+        self._connected = connected
+        self._failed = failed
+        self._sock: socket.socket | None = None
+        self._timer = loop.call_later(0, self._attempt)
+
+    def cancel(self) -> None:
+        """Give up, without a call."""
+        self._timer.cancel()
+        if self._sock:
+            self._loop.watch(self._sock, 0)
+            self._sock.close()
+            self._sock = None
+
+    def _attempt(self) -> None:
+        self._address = self._addresses.popleft()
+        late = OSError(errno.ETIMEDOUT, f"no answer within {self._timeout:g} s")
+        self._timer = self._loop.call_later(self._timeout, partial(self._give_up, late))
+        try:
+            self._sock = _start_connecting(self._address)
+        except OSError as error:
+            self._give_up(error)
+        else:
+            self._loop.watch(self._sock, WRITE, self._decide)
+
+    def _decide(self, _events: int) -> None:
+        """Writable means connected or failed; SO_ERROR tells (connect(2), EINPROGRESS)."""
+        assert self._sock is not None  # noqa: S101 - watched only while it is there
+        try:
+            _check_connected(self._sock)
+        except OSError as error:
+            self._give_up(error)
+            return
+        self._timer.cancel()
+        self._loop.watch(self._sock, 0)
+        self._connected(self._sock, self._address)
+
+    def _give_up(self, error: OSError) -> None:
+        self.cancel()
+        if self._addresses:
+            self._timer = self._loop.call_later(0, self._attempt)
+        else:
+            self._failed(error, self._address)
+
+
+def _start_connecting(address: Address) -> socket.socket:
+    sock = socket.socket(address.family, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    status = sock.connect_ex(address.sockaddr)
+    if status not in IN_PROGRESS:
+        sock.close()
+        raise OSError(status, os.strerror(status))
+    return sock
+
+
+def _check_connected(sock: socket.socket) -> None:
+    status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if status:
+        raise OSError(status, os.strerror(status))
+    if sock.getsockname() == sock.getpeername():
+        # Nobody listens, but the kernel picked that very port for our end: TCP connected us to ourselves, and every
+        # byte would come back (simultaneous open, RFC 9293 3.5).
+        raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))

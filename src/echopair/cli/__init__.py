@@ -1,0 +1,1 @@
+"""The two commands: what they accept, what they print, how they exit."""

@@ -1,0 +1,137 @@
+"""What both commands do around their work: standard streams, logging, and errors as one line and an exit status."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TextIO
+
+from echopair.address import AddressError
+from echopair.cli.options import UsageError
+from echopair.text import count, reason
+
+OK = 0
+FAILED = 1  # the network or the echo
+USAGE = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+TERMINATED = 143  # 128 + SIGTERM
+
+LINES_PER_SECOND = 200  # in the log, of what peers cause; warnings are few and always shown
+
+
+class Output:
+    """Standard output, for lines of text; when it takes no more, `failed` is called, once, and the rest is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.failure: OSError | None = None
+        self.failed: Callable[[], object] = lambda: None
+
+    def line(self, text: str, *, flush: bool = False) -> None:
+        """Print one line, at once where `flush` is true."""
+        self._try(lambda: print(text, file=self._stream, flush=flush))
+
+    def flush(self) -> None:
+        """Bring out what is buffered."""
+        self._try(self._stream.flush)
+
+    def _try(self, write: Callable[[], object]) -> None:
+        if self.failure:
+            return
+        try:
+            write()
+        except OSError as error:
+            self.failure = error
+            # What is buffered has nowhere to go, and the interpreter would complain of it again as it exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            self.failed()
+
+
+def run(name: str, body: Callable[[Sequence[str] | None, Output], int], argv: Sequence[str] | None) -> int:
+    """Run a command's `body` and return its exit status; what a user or a network can cause takes one line."""
+    _open_standard_streams()
+    output = Output(sys.stdout)
+    try:
+        status = body(argv, output)
+    except UsageError as error:
+        return complain(name, f"{error}; see {name} --help", USAGE)
+    except AddressError as error:
+        return complain(name, str(error), FAILED)
+    except KeyboardInterrupt:
+        return complain(name, "interrupted", INTERRUPTED)
+    except SystemExit as done:  # --help and --version
+        status = int(done.code or OK)
+    output.flush()
+    if output.failure and status == OK:
+        status = complain(name, f"cannot write to standard output: {reason(output.failure)}", FAILED)
+    return status
+
+
+def complain(name: str, message: str, status: int) -> int:
+    """Say what is wrong, in one line on standard error, and return `status`."""
+    print(f"{name}: {message}", file=sys.stderr)
+    return status
+
+
+def configure_logging(level: int) -> None:
+    """Log to standard error, one line an event, from `level` on."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter(colour=sys.stderr.isatty() and not os.environ.get("NO_COLOR")))
+    handler.addFilter(LineLimit(LINES_PER_SECOND, time.monotonic))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.raiseExceptions = False  # a log that nobody can read any more is no reason to stop serving
+
+
+class LineFormatter(logging.Formatter):
+    """The time of day and the message; problems marked as such."""
+
+    def __init__(self, *, colour: bool) -> None:
+        super().__init__()
+        self._time, self._problem = ("\x1b[2m{}\x1b[0m", "\x1b[33m{}\x1b[0m") if colour else ("{}", "{}")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        time_of_day = self._time.format(f"{self.formatTime(record, '%H:%M:%S')}.{int(record.msecs):03d}")
+        message = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            message = self._problem.format(f"{record.levelname.lower()}: {message}")
+        if record.exc_info:
+            message += "\n" + self.formatException(record.exc_info)
+        return f"{time_of_day}  {message}"
+
+
+class LineLimit(logging.Filter):
+    """Lets at most `per_second` records below WARNING through in a second, and says how many it left out."""
+
+    def __init__(self, per_second: int, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._per_second = per_second
+        self._clock = clock
+        self._since = clock()
+        self._seen = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether `record` is to be logged."""
+        if record.levelno >= logging.WARNING:
+            return True
+        now = self._clock()
+        if now - self._since >= 1:
+            left_out = self._seen - self._per_second
+            self._since = now
+            self._seen = 0
+            if left_out > 0:
+                logging.getLogger(__name__).warning("%s left out of this log", count(left_out, "line"))
+        self._seen += 1
+        return self._seen <= self._per_second
+
+
+def _open_standard_streams() -> None:
+    """Point closed standard streams at the null device, lest a socket take their descriptor and get our prints."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor, this one

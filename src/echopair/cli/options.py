@@ -1,0 +1,173 @@
+"""Options: what a user writes on the command line or sets in the environment, turned into checked values.
+
+`argparse` does the parsing; here are the quantities, the environment (`ECHO_SERVER_PORT` for `--port` and so on; the
+command line wins) and errors that take one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from echopair import __version__
+
+SIZE_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
+COUNT_UNITS = {"": 1, "k": 1000, "m": 1000**2}
+DURATION_UNITS = {"": 1.0, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+TRUE = ("1", "yes", "true", "on")
+FALSE = ("", "0", "no", "false", "off")
+
+
+class UsageError(Exception):
+    """What the user wrote makes no sense; says which part, and what would."""
+
+
+def size(least: int = 0) -> Callable[[str], int]:
+    """Return a reader of sizes: bytes, or with K, M or G (1024)."""
+    return _quantity("a size", SIZE_UNITS, "a number of bytes, or with K, M, G (1024), like 64K", least, whole=True)
+
+
+def count(least: int = 0) -> Callable[[str], int]:
+    """Return a reader of counts: a number, or with k or m (1000)."""
+    return _quantity("a number", COUNT_UNITS, "a whole number, or with k, m (1000), like 10k", least, whole=True)
+
+
+def duration(least: float = 0) -> Callable[[str], float]:
+    """Return a reader of durations: seconds, or with us, ms, s, m or h; the value is in seconds."""
+    return _quantity("a duration", DURATION_UNITS, "seconds, or with us, ms, s, m, h, like 500ms", least, whole=False)
+
+
+def checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return `read` so that argparse shows what its ValueError says, not only that there was one."""
+
+    def reader(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return reader
+
+
+def bare_host(text: str) -> str:
+    """Return a host without the brackets that an IPv6 address may come in."""
+    return text[1:-1] if text.startswith("[") and text.endswith("]") else text
+
+
+def add_family(group: argparse._ArgumentGroup) -> None:
+    """Add `-4` and `-6`."""
+    either = group.add_mutually_exclusive_group()
+    either.add_argument("-4", "--ipv4", action="store_true", help="IPv4 only")
+    either.add_argument("-6", "--ipv6", action="store_true", help="IPv6 only")
+
+
+def family(args: argparse.Namespace) -> int:
+    """Return the address family that `-4` or `-6` asks for; AF_UNSPEC for both."""
+    return socket.AF_INET if args.ipv4 else socket.AF_INET6 if args.ipv6 else socket.AF_UNSPEC
+
+
+def _quantity(what: str, units: Mapping[str, float], advice: str, least: float, *, whole: bool) -> Callable[[str], Any]:
+    spelled = {unit.lower(): scale for unit, scale in units.items()}
+
+    def read(text: str) -> float:
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+) ?([a-z]*)", text.strip().lower(), re.ASCII)
+        if not match or match[2] not in spelled:
+            raise ValueError(f"{text!r} is not {what}: give {advice}")
+        value = float(match[1]) * spelled[match[2]]
+        if whole and value != int(value):
+            raise ValueError(f"{text!r} is not a whole number")
+        if value < least:
+            raise ValueError(f"{text!r} is too small: the least is {least:g}")
+        return int(value) if whole else value
+
+    return checked(read)
+
+
+class Collect(argparse.Action):
+    """Collect a repeatable option's values; the first one given replaces the default, as "append" would not."""
+
+    def __call__(
+        self, _parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _option: str | None = None
+    ) -> None:
+        """Add one value."""
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [values] if before is self.default else [*before, values])
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help with every option's default behind it."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=100)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, argparse.SUPPRESS) or not action.option_strings:
+            return action.help
+        shown = " ".join(action.default) if isinstance(action.default, list) else action.default
+        return f"{action.help} (default: {shown})"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser for one command that raises UsageError instead of exiting, and reads the environment too."""
+
+    def __init__(self, prog: str, description: str, examples: str) -> None:
+        variable = prog.upper().replace("-", "_")
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=f"{examples}\n\nEvery option can be set by environment, --port by {variable}_PORT and so on; "
+            "the command line wins.\nSizes take K M G (1024), counts k m (1000), durations us ms s m h.",
+            formatter_class=Help,
+            allow_abbrev=False,
+            add_help=False,
+        )
+        self._variable = variable
+
+    def parse(self, argv: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
+        """Return the options' values; raises UsageError."""
+        about = self.add_argument_group("about")
+        about.add_argument("-h", "--help", action="help", help="show this and exit")
+        about.add_argument("--version", action="version", version=f"{self.prog} {__version__}", help="show it and exit")
+        self._take_defaults_from(environ)
+        namespace, unknown = self.parse_known_intermixed_args(argv)
+        if unknown:
+            raise UsageError(self._unknown(unknown[0]))
+        return namespace
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError, in place of argparse's exit."""
+        raise UsageError(message.removeprefix("argument "))
+
+    def _take_defaults_from(self, environ: Mapping[str, str]) -> None:
+        for action in self._actions:
+            name = next((option for option in action.option_strings if option.startswith("--")), "")
+            variable = f"{self._variable}_{name[2:].replace('-', '_').upper()}"
+            if name in ("", "--help", "--version") or variable not in environ:
+                continue
+            try:
+                action.default = self._from_text(action, environ[variable])
+            except (ValueError, argparse.ArgumentTypeError) as error:
+                raise UsageError(f"{variable}: {error}") from None
+
+    def _from_text(self, action: argparse.Action, text: str) -> Any:
+        if action.nargs == 0:
+            if text.lower() not in TRUE + FALSE:
+                raise ValueError(f"{text!r} is neither yes nor no")
+            return action.const if text.lower() in TRUE else action.default
+        value = action.type(text) if callable(action.type) else text
+        if action.choices is not None and value not in action.choices:
+            raise ValueError(f"{text!r} is none of {', '.join(map(str, action.choices))}")
+        return [value] if isinstance(action, Collect) else value
+
+    def _unknown(self, argument: str) -> str:
+        if not argument.startswith("-"):
+            return f"unexpected argument {argument!r}"
+        import difflib  # noqa: PLC0415 - rare, and dear to import
+
+        options = [option for action in self._actions for option in action.option_strings]
+        close = difflib.get_close_matches(argument.split("=")[0], options, 1)
+        return f"unknown option {argument}" + (f"; did you mean {close[0]}?" if close else "")

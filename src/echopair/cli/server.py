@@ -1,0 +1,108 @@
+"""The `echo-server` command."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+
+from echopair.address import format_address, listen, parse_port
+from echopair.cli import options
+from echopair.cli.command import OK, Output, configure_logging, run
+from echopair.idle import IdleWatch
+from echopair.loop import SIGINT, SIGTERM, EventLoop
+from echopair.server.drain import Drain
+from echopair.server.echo import EchoServer, VerboseEchoServer
+from echopair.text import count, duration
+
+EXAMPLES = """\
+examples:
+  echo-server                                localhost, IPv4 and IPv6, port 12345
+  echo-server --port 0                       any free port; the first line of output says which
+  echo-server --host 0.0.0.0 --host :: -q    every interface, and only problems in the log"""
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `echo-server` with `argv`, by default the process's, and return its exit status."""
+    return run("echo-server", _main, argv)
+
+
+def _main(argv: Sequence[str] | None, output: Output) -> int:
+    args = _parser().parse(argv, os.environ)
+    configure_logging(logging.DEBUG if args.verbose else logging.WARNING if args.quiet else logging.INFO)
+    hosts = [options.bare_host(host) for host in args.host]
+    with EventLoop() as loop:
+        listeners = listen(hosts, args.port, options.family(args), args.backlog)
+        server = (VerboseEchoServer if args.verbose else EchoServer)(
+            loop, listeners, max_conns=args.max_conns, max_buffer=args.max_buffer
+        )
+        if args.idle_timeout is not None:
+            watch_for_silence(loop, server, args.idle_timeout)
+        stop = Stop(loop, server, args.drain_timeout)
+        for signum in (SIGINT, SIGTERM):
+            loop.add_signal_handler(signum, stop)
+        for address in server.addresses:
+            output.line(f"Listening on {format_address(address)}", flush=True)
+        started = loop.now
+        loop.run()
+        log.info(
+            "served %s in %s: %s received, %s sent",
+            count(server.connections_served, "connection"),
+            duration(loop.now - started),
+            count(server.bytes_received, "byte"),
+            count(server.bytes_sent, "byte"),
+        )
+    return OK
+
+
+def watch_for_silence(loop: EventLoop, server: EchoServer, timeout: float) -> IdleWatch:
+    """End each connection of `server` on which no byte has moved for `timeout` seconds."""
+    late = TimeoutError(f"idle for {timeout:g} s")
+    return IdleWatch(loop, server.connections, timeout, lambda connection: connection.abort(late))
+
+
+class Stop:
+    """What a signal to end does: the first drains the server and then stops the loop, the second does not wait."""
+
+    def __init__(self, loop: EventLoop, server: EchoServer, drain_timeout: float) -> None:
+        self._loop = loop
+        self._server = server
+        self._drain_timeout = drain_timeout
+        self._drain: Drain | None = None
+
+    def __call__(self) -> None:
+        """Go one step further towards the end."""
+        if self._drain:
+            self._drain.give_up()
+            return
+        if self._server.connections:
+            log.info("stopping once %s got what is owed", count(len(self._server.connections), "connection"))
+        self._drain = Drain(self._loop, self._server, self._drain_timeout, self._loop.stop)
+
+
+def _parser() -> options.Parser:
+    parser = options.Parser(
+        "echo-server", "Send back every byte that comes in, to the one who sent it (RFC 862).", EXAMPLES
+    )
+    group = parser.add_argument_group("where to listen")
+    add = group.add_argument
+    add("--host", action=options.Collect, default=["localhost"], help="every address that HOST has; may be repeated")
+    add("-p", "--port", type=options.checked(parse_port), default=12345, help="0 is any free one, the same for all")
+    options.add_family(group)
+    add("--backlog", metavar="N", type=options.count(1), help="length of the listen queue (default: the system's most)")
+
+    add = parser.add_argument_group("limits").add_argument
+    add("--max-conns", metavar="N", type=options.count(1),
+        help="connections at once; the excess waits in the listen queue (default: what descriptors allow)")
+    add("--max-buffer", metavar="BYTES", type=options.size(1), default="256K",
+        help="owed to one peer before reading from it pauses")
+    add("--idle-timeout", metavar="S", type=options.duration(0.001), help="end silent connections (default: never)")
+    add("--drain-timeout", metavar="S", type=options.duration(), default="5s",
+        help="how long SIGTERM and SIGINT wait for what is owed")
+
+    add = parser.add_argument_group("what to log, on standard error").add_mutually_exclusive_group().add_argument
+    add("-v", "--verbose", action="store_true", help="the payloads too, escaped and cut")
+    add("-q", "--quiet", action="store_true", help="problems only")
+    return parser

@@ -1,0 +1,67 @@
+"""Generated messages: a seeded stream in which no two messages of a run are alike.
+
+A message is cut into pieces of at most 64 KiB, so that a message of any size needs the memory of one piece. Every
+piece of a run has a number of its own, made of its connection and its place in that connection's sequence, and the
+number decides all its bytes:
+
+    stamp (8 bytes): the number times an odd constant modulo 2**64 (Knuth, TAOCP 3, 6.4), so numbers that differ in
+                     one bit differ in many, no two are alike, and a stamp found in the wrong place tells its number
+    filling:         a stretch of one seeded random block, starting where the number says
+
+Two pieces thus start at different places of the block (its length is a prime, so 1,048,573 pieces in a row do), and
+at each offset they hold different random bytes: whatever is lost, repeated, swapped or taken from another connection
+does not match.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+PIECE_SIZE = 64 * 1024  # bytes
+STAMP_SIZE = 8  # bytes
+PERIOD = 1_048_573  # the largest prime below 2**20
+STRIDE = PIECE_SIZE + 1  # neighbours do not overlap in the block
+MODULUS = 2**64
+SCATTER = 0x9E3779B97F4A7C15  # odd; 2**64 divided by the golden ratio
+GATHER = pow(SCATTER, -1, MODULUS)
+
+
+class Payload:
+    """The messages of a run over `conns` connections, `size` bytes each, the same for the same `seed`."""
+
+    def __init__(self, size: int, seed: int, conns: int) -> None:
+        source = Random(seed)
+        self._size = size
+        self._conns = conns
+        self._salt = source.getrandbits(64)
+        self._block = source.randbytes(PERIOD + min(size, PIECE_SIZE))
+        self.pieces_per_message = -(-size // PIECE_SIZE)
+
+    def pieces(self, connection: int, messages: int) -> Iterator[bytes]:
+        """Yield the pieces of `messages` messages for connection number `connection`, counted from 1."""
+        whole, rest = divmod(self._size, PIECE_SIZE)
+        lengths = [PIECE_SIZE] * whole + [rest] * (rest > 0)
+        number = connection - 1
+        for _ in range(messages):
+            for length in lengths:
+                yield self.piece(number, length)
+                number += self._conns
+
+    def piece(self, number: int, length: int) -> bytes:
+        """Return the first `length` bytes of piece `number`."""
+        stamp = ((number * SCATTER + self._salt) % MODULUS).to_bytes(STAMP_SIZE, "little")
+        if length <= STAMP_SIZE:
+            return stamp[:length]
+        start = number * STRIDE % PERIOD
+        return stamp + self._block[start : start + length - STAMP_SIZE]
+
+    def locate(self, data: bytes) -> tuple[int, int] | None:
+        """Return the connection and message, both from 1, of the piece that starts with `data`; None if none does."""
+        if len(data) < STAMP_SIZE:
+            return None
+        number = (int.from_bytes(data[:STAMP_SIZE], "little") - self._salt) * GATHER % MODULUS
+        if self.piece(number, min(len(data), self._size, PIECE_SIZE)) != data[: min(self._size, PIECE_SIZE)]:
+            return None
+        sequence, connection = divmod(number, self._conns)
+        return connection + 1, sequence // self.pieces_per_message + 1

@@ -1,0 +1,159 @@
+"""The pipe: what one descriptor yields goes out, and the echo goes to another; any bytes, any amount.
+
+Back-pressure runs both ways: input is read only when the kernel has taken all that was read before, and the
+connection stops reading when its `inbound` is full of bytes that the output has not taken.
+
+A pipe or a terminal is shared with other processes, and so is O_NONBLOCK, which belongs to the open file description
+(fcntl(2)). So input is never switched to it, but read only when ready, and output is opened anew; where that cannot
+be done, it gets PIPE_BUF bytes at a time, which a pipe that is ready takes without blocking (pipe(7)). Regular files
+are always ready, and epoll refuses them.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+from dataclasses import dataclass
+
+from echopair.address import Address
+from echopair.client.session import NONE, Session, error_name
+from echopair.connection import READ_SIZE, Connection
+from echopair.loop import READ, WRITE
+from echopair.text import reason
+
+MAX_OUTSTANDING = 64 * 1024 * 1024  # bytes kept to compare the echo with
+
+
+@dataclass(slots=True, eq=False)
+class Pipe(Session):
+    """Sends what descriptor `source` yields, half-closes at its end, and writes the echo to descriptor `sink`.
+
+    Whatever came back is written out, also where it is wrong or the session failed. In reports the stream is one
+    message.
+    """
+
+    source: int = 0
+    sink: int = 1
+    _sink_limit: int = READ_SIZE  # bytes to write at once
+    _source_watched: bool = False
+    _source_pollable: bool = True
+    _sink_watched: bool = False
+    _lost: bool = False
+
+    def start(self, connection: Connection, address: Address) -> None:
+        """Begin, on a connection just made to `address`."""
+        self.pieces_per_message = 1 << 62
+        self.sink, self._sink_limit = _open_sink(self.sink)
+        Session.start(self, connection, address)  # super() does not know a class that slots made anew
+
+    def place(self) -> str:
+        """Return where in the stream the next byte to come back stands."""
+        return f"offset {self.echoed + self.matched:,}"
+
+    def send_more(self, connection: Connection) -> None:
+        """Read on when there is room for what comes; half-close at the end of input."""
+        if self.exhausted:
+            self._watch_source(False)
+            connection.send_eof()
+        else:
+            unanswered = connection.bytes_sent - connection.bytes_received
+            room = self.verify == NONE or unanswered < MAX_OUTSTANDING
+            self._watch_source(room and not connection.outbound)
+
+    def send_piece(self, connection: Connection, piece: bytes) -> None:
+        """Send one piece, and expect it back if that is to be checked."""
+        if self.verify == NONE:
+            connection.send(piece)
+        else:
+            Session.send_piece(self, connection, piece)
+
+    def data_received(self, connection: Connection, data: bytes) -> None:
+        """Pass the echo on, then check it."""
+        connection.keep(data)
+        self._watch_sink(connection)
+        if self.verify != NONE:
+            Session.data_received(self, connection, data)
+
+    def silent(self, timeout: float) -> None:
+        """Fail, unless it is the input or the output that keeps the server waiting."""
+        connection = self.connection
+        waiting_for_sink = len(connection.inbound) >= connection.max_buffer
+        if not waiting_for_sink and (self.outstanding or connection.outbound or connection.eof_sent):
+            Session.silent(self, timeout)
+
+    def finish(self) -> None:
+        """Tell the owner that this was all, once the output has taken what came."""
+        self._lost = True
+        self._watch_source(False)
+        if not self.connection.inbound:
+            os.close(self.sink)
+            self.ended(self)
+
+    def _watch_source(self, wanted: bool) -> None:
+        if wanted == self._source_watched:
+            return
+        self._source_watched = wanted
+        if self._source_pollable:
+            try:
+                self.connection.loop.watch(self.source, READ if wanted else 0, self._read)
+            except PermissionError:
+                self._source_pollable = False
+        if wanted and not self._source_pollable:
+            self.connection.loop.call_soon(self._read)
+
+    def _read(self, _events: int = READ) -> None:
+        connection = self.connection
+        if not self._source_pollable:
+            self._source_watched = False
+        if connection.closed:
+            return
+        try:
+            data = os.read(self.source, READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.fail("input", error_name(error), f"cannot read standard input: {reason(error)}")
+            return
+        if data:
+            self.send_piece(connection, data)
+        else:
+            self.exhausted = True
+        self.send_more(connection)
+
+    def _watch_sink(self, connection: Connection) -> None:
+        if self._sink_watched:
+            return
+        self._sink_watched = True
+        try:
+            connection.loop.watch(self.sink, WRITE, self._write)
+        except PermissionError:  # always ready
+            while self._sink_watched:
+                self._write()
+
+    def _write(self, _events: int = WRITE) -> None:
+        connection = self.connection
+        try:
+            written = os.write(self.sink, memoryview(connection.inbound)[: self._sink_limit])
+        except BlockingIOError:
+            return
+        except OSError as error:
+            written = len(connection.inbound)
+            self.fail("output", error_name(error), f"cannot write standard output: {reason(error)}")
+        connection.consume(written)
+        if not connection.inbound:
+            self._sink_watched = False
+            connection.loop.watch(self.sink, 0)
+            if self._lost:
+                self.finish()
+
+
+def _open_sink(descriptor: int) -> tuple[int, int]:
+    """Return a descriptor of our own for what `descriptor` is, and how many bytes it takes at once without blocking."""
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        try:
+            return os.open(f"/dev/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY), READ_SIZE
+        except OSError:
+            pass  # /dev/fd missing, or somebody else's terminal
+    return os.dup(descriptor), READ_SIZE if stat.S_ISREG(mode) else select.PIPE_BUF

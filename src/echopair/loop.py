@@ -1,0 +1,191 @@
+"""The event loop: readiness, timers, signals and wake-ups, all waited for in one selector.
+
+It knows file objects and callbacks, and nothing of connections. Its rule: nothing polls. It sleeps in
+`select()` until something is ready, due or queued, and a callback that raises loses its own watch, never the loop.
+
+One turn of the loop is: wait; call back what is ready; then the timers that are due; then what `call_soon` queued
+before that point. Whatever those callbacks queue waits for the next turn, so no callback can starve the sockets.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import selectors
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+READ = selectors.EVENT_READ
+WRITE = selectors.EVENT_WRITE
+SIGINT = signal.SIGINT
+SIGTERM = signal.SIGTERM
+
+MAX_WAIT = 24 * 3600.0  # seconds; poll(2) and epoll_wait(2) take milliseconds in an int
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Timer:
+    """A callback due at `when`, in seconds of the loop's clock; None once it has run or been cancelled."""
+
+    when: float
+    callback: Callable[[], object] | None
+
+    def cancel(self) -> None:
+        """Make sure that the callback will not run (again)."""
+        self.callback = None  # the heap entry stays until it is due; what the callback holds is freed now
+
+
+class EventLoop:
+    """Calls back when a file object is ready, a moment has come or a signal has arrived.
+
+    `now` is the clock's reading, in seconds, when the current turn woke up: one reading serves every callback
+    of the turn. Use it as a context manager, or call `close()`.
+    """
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._selector = selectors.DefaultSelector() if selector is None else selector
+        self._clock = clock
+        self.now = clock()
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._timer_count = itertools.count()  # breaks ties: equal times run in the order they were set
+        self._soon: deque[Callable[[], object]] = deque()
+        self._stopping = False
+        self._signal_handlers: dict[int, tuple[Callable[[], object], Any]] = {}
+        self._wakeup_receiver, self._wakeup_sender = socket.socketpair()
+        self._wakeup_receiver.setblocking(False)
+        self._wakeup_sender.setblocking(False)
+        self.watch(self._wakeup_receiver, READ, self._on_wakeup)
+
+    def __enter__(self) -> EventLoop:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def watch(self, fileobj: Any, events: int, callback: Callable[[int], object] | None = None) -> None:
+        """Call `callback(ready_events)` whenever `fileobj` is ready for `events`; 0 forgets it.
+
+        `events` is READ, WRITE or both. Forget a file object before closing it. With 0 it is unregistered, not
+        registered with an empty mask: epoll(7) would go on reporting hang-ups, and `select()` never sleep again.
+        Raises PermissionError for what the selector cannot wait for (epoll_ctl(2): a regular file).
+        """
+        if not events:
+            try:
+                self._selector.unregister(fileobj)
+            except (KeyError, ValueError):
+                pass  # forgotten already, or closed since
+            return
+        try:
+            self._selector.register(fileobj, events, callback)
+        except KeyError:
+            self._selector.modify(fileobj, events, callback)
+
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        """Run `callback()` in this turn of the loop, after what is ready; from a callback so queued, in the next."""
+        self._soon.append(callback)
+
+    def call_later(self, delay: float, callback: Callable[[], object]) -> Timer:
+        """Run `callback()` once, `delay` seconds from now."""
+        return self.call_at(self._clock() + delay, callback)
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
+        """Run `callback()` once the loop's clock reads `when`, in seconds."""
+        timer = Timer(when, callback)
+        heapq.heappush(self._timers, (when, next(self._timer_count), timer))
+        return timer
+
+    def add_signal_handler(self, signum: int, callback: Callable[[], object]) -> None:
+        """Run `callback()` in the loop whenever signal `signum` arrives.
+
+        The interrupted frame only gets a byte written to the loop's wake-up socket, so the callback may do
+        anything. `close()` restores what stood before. Raises ValueError outside the main thread.
+        """
+        signal.set_wakeup_fd(self._wakeup_sender.fileno(), warn_on_full_buffer=False)
+        previous = signal.signal(signum, lambda _signum, _frame: None)
+        if signum in self._signal_handlers:
+            previous = self._signal_handlers[signum][1]
+        self._signal_handlers[signum] = (callback, previous)
+
+    def run(self) -> None:
+        """Turn until `stop()` is called."""
+        self._stopping = False
+        while not self._stopping:
+            self.run_once()
+
+    def run_once(self, timeout: float | None = None) -> None:
+        """Turn once, waiting at most `timeout` seconds (None: as long as it takes) for something to do."""
+        ready = self._selector.select(self._wait(timeout))
+        self.now = self._clock()
+        for key, events in ready:
+            try:
+                key.data(events)
+            except Exception:
+                log.exception("a callback failed; %r is no longer watched", key.fileobj)
+                self.watch(key.fileobj, 0)
+        timers = self._timers
+        while timers and timers[0][0] <= self.now:
+            timer = heapq.heappop(timers)[2]
+            callback, timer.callback = timer.callback, None
+            if callback is not None:
+                self._call(callback)
+        for _ in range(len(self._soon)):
+            self._call(self._soon.popleft())
+
+    def stop(self) -> None:
+        """Make `run()` return at the end of this turn."""
+        self._stopping = True
+
+    def wakeup(self) -> None:
+        """End the current wait; the one method, with `call_soon`, that another thread may call."""
+        try:
+            self._wakeup_sender.send(b"\0")
+        except BlockingIOError:
+            pass  # full of wake-ups that nobody has read yet: it will wake
+
+    def close(self) -> None:
+        """Give back the selector, the wake-up sockets and the signals. What is watched stays open."""
+        if self._signal_handlers:
+            signal.set_wakeup_fd(-1)
+        for signum, (_, previous) in self._signal_handlers.items():
+            signal.signal(signum, previous)
+        self._signal_handlers.clear()
+        self._timers.clear()
+        self._soon.clear()
+        self._selector.close()
+        self._wakeup_receiver.close()
+        self._wakeup_sender.close()
+
+    def _wait(self, timeout: float | None) -> float | None:
+        """How long `select()` may sleep: until `timeout`, the next timer or, with work queued, not at all."""
+        if self._soon:
+            return 0
+        while self._timers and self._timers[0][2].callback is None:
+            heapq.heappop(self._timers)  # cancelled
+        if not self._timers:
+            return timeout
+        due = min(max(self._timers[0][0] - self._clock(), 0), MAX_WAIT)
+        return due if timeout is None else min(due, timeout)
+
+    def _call(self, callback: Callable[[], object]) -> None:
+        try:
+            callback()
+        except Exception:
+            log.exception("a callback failed")
+
+    def _on_wakeup(self, _events: int) -> None:
+        """Read the wake-up bytes; each that is a signal's number runs that signal's callback."""
+        for signum in self._wakeup_receiver.recv(4096):
+            if signum in self._signal_handlers:
+                self._call(self._signal_handlers[signum][0])

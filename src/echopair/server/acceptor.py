@@ -1,0 +1,110 @@
+"""Accepting: turns connections waiting in listen queues into sockets, as fast as the owner and the system allow.
+
+It owns the listening sockets and knows nothing of what the accepted ones are for. The rule: accepting never spins
+and never starves the loop; what cannot be taken now waits in the kernel's listen queue.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from echopair.address import explain
+from echopair.loop import READ, EventLoop, Timer
+
+ACCEPTS_PER_WAKEUP = 64  # a flood of connections shares each turn of the loop with those already there
+RETRY_DELAY = 0.1  # seconds; descriptors and memory are freed by peers, and no event tells
+
+# accept(2): an error already pending on the new connection; it is that connection's end, not the listener's.
+CONNECTION_FAILED = {
+    getattr(errno, name)
+    for name in (
+        "ECONNABORTED ENETDOWN EPROTO ENOPROTOOPT EHOSTDOWN ENONET EHOSTUNREACH EOPNOTSUPP ENETUNREACH EPERM"
+    ).split()
+    if hasattr(errno, name)
+}
+
+log = logging.getLogger(__name__)
+
+
+class Acceptor:
+    """Accepts on `listeners`, calling `accepted(sock, address)` from the loop, until it is closed.
+
+    `room()` says how many more connections the owner takes; at 0 accepting pauses till `resume()`. Out of
+    descriptors or memory (EMFILE, ENFILE, ENOBUFS, ENOMEM) it pauses too, says so once, and tries again on a timer
+    or at `resume()`.
+    """
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        listeners: list[socket.socket],
+        accepted: Callable[[socket.socket, Any], object],
+        room: Callable[[], int] = lambda: ACCEPTS_PER_WAKEUP,
+    ) -> None:
+        self._loop = loop
+        self._listeners = listeners
+        self._accepted = accepted
+        self._room = room
+        self._paused = True
+        self._short = False  # of descriptors or memory
+        self._retry: Timer | None = None
+        self.resume()
+
+    def resume(self) -> None:
+        """Accept again, if accepting had paused."""
+        if self._paused:
+            self._paused = False
+            self._forget_retry()
+            for listener in self._listeners:
+                self._loop.watch(listener, READ, lambda _events, listener=listener: self._accept(listener))
+
+    def close(self) -> None:
+        """Stop listening; whoever waits in the queue is reset by the kernel."""
+        self._pause()
+        for listener in self._listeners:
+            listener.close()
+        self._listeners = []
+
+    def _pause(self) -> None:
+        self._paused = True
+        self._forget_retry()
+        for listener in self._listeners:
+            self._loop.watch(listener, 0)
+
+    def _forget_retry(self) -> None:
+        if self._retry:
+            self._retry.cancel()
+            self._retry = None
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(min(self._room(), ACCEPTS_PER_WAKEUP)):
+            try:
+                sock, address = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in CONNECTION_FAILED:
+                    continue
+                self._wait_for_resources(error)
+                return
+            if self._short:
+                self._short = False
+                log.warning("accepting again")
+            try:
+                self._accepted(sock, address)
+            except Exception:
+                log.exception("a new connection could not be served")
+                sock.close()
+        if not self._room():
+            self._pause()
+
+    def _wait_for_resources(self, error: OSError) -> None:
+        if not self._short:
+            self._short = True
+            log.warning("not accepting for now: %s", explain(error))
+        self._pause()
+        self._retry = self._loop.call_later(RETRY_DELAY, self.resume)

@@ -1,0 +1,84 @@
+"""The echo server: every byte a peer sends comes back to it, in order, once, and nothing else does (RFC 862).
+
+It owns the connections it has accepted. How long silence may last is idle.py's business, how it ends drain.py's.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import Any
+
+from echopair.address import format_address
+from echopair.connection import MAX_BUFFER, Connection, Handler
+from echopair.loop import EventLoop
+from echopair.server.acceptor import ACCEPTS_PER_WAKEUP, Acceptor
+from echopair.text import count, printable, reason
+
+log = logging.getLogger(__name__)
+
+
+class EchoServer(Handler):
+    """Serves every connection that arrives on `listeners` (see `address.listen`) from the moment it is made.
+
+    It is the handler of all its connections: a subclass with its own `data_received` is another kind of server.
+    At most `max_conns` are served at once, the excess waits in the listen queue; at most about `max_buffer` bytes
+    are held for one peer.
+    """
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        listeners: list[socket.socket],
+        *,
+        max_conns: int | None = None,
+        max_buffer: int = MAX_BUFFER,
+    ) -> None:
+        self.loop = loop
+        self.addresses = [listener.getsockname() for listener in listeners]
+        self.connections: set[Connection] = set()
+        self.connections_served = 0
+        self.bytes_received = 0  # by connections that have ended, as is bytes_sent
+        self.bytes_sent = 0
+        self._max_conns = max_conns
+        self._max_buffer = max_buffer
+        self.acceptor = Acceptor(loop, listeners, self._accepted, self._room)
+
+    def data_received(self, connection: Connection, data: bytes) -> None:
+        """Echo."""
+        connection.send(data)
+
+    def connection_lost(self, connection: Connection, error: Exception | None) -> None:
+        """Let the connection go, and one that waits in the listen queue in."""
+        self.connections.discard(connection)
+        self.bytes_received += connection.bytes_received
+        self.bytes_sent += connection.bytes_sent
+        log.info(
+            "%s  %s: %s received, %s sent",
+            connection.peer,
+            f"lost ({reason(error)})" if error else "closed",
+            count(connection.bytes_received, "byte"),
+            count(connection.bytes_sent, "byte"),
+        )
+        self.acceptor.resume()
+
+    def _accepted(self, sock: socket.socket, address: Any) -> None:
+        sock.setblocking(False)
+        connection = Connection(self.loop, sock, self, format_address(address), self._max_buffer)
+        self.connections.add(connection)
+        self.connections_served += 1
+        log.info("%s  connected (%d open)", connection.peer, len(self.connections))
+
+    def _room(self) -> int:
+        if self._max_conns is None:
+            return ACCEPTS_PER_WAKEUP
+        return self._max_conns - len(self.connections)
+
+
+class VerboseEchoServer(EchoServer):
+    """An echo server that also logs what it echoes, escaped and cut."""
+
+    def data_received(self, connection: Connection, data: bytes) -> None:
+        """Log, and echo."""
+        log.debug("%s  echoes %s  %s", connection.peer, count(len(data), "byte"), printable(data))
+        connection.send(data)

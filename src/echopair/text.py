@@ -1,0 +1,46 @@
+"""Words: counts, sizes, times, errors and other people's bytes as a person reads them. Pure; always ASCII."""
+
+from __future__ import annotations
+
+PRINTED_BYTES = 60  # of a payload; the rest is counted
+
+
+def count(number: int, noun: str) -> str:
+    """Return `1 byte`, `2,000 bytes`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def size(number: float) -> str:
+    """Return `999 B`, `1.50 KiB`, `12.3 MiB`: three digits and a binary unit (IEC 80000-13)."""
+    if number < 1024:
+        return f"{number:.3g} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        number /= 1024
+        if number < 999.5 or unit == "TiB":
+            break
+    return f"{_three_digits(number)} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Return `812 us`, `1.20 ms`, `3.40 s`: three digits and a unit; from two minutes on `2 min 5 s`."""
+    if seconds >= 120:
+        return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+    for unit, scale in (("us", 1e-6), ("ms", 1e-3)):
+        if seconds < 999.5 * scale:
+            return f"{_three_digits(seconds / scale)} {unit}"
+    return f"{_three_digits(seconds)} s"
+
+
+def printable(data: bytes, limit: int = PRINTED_BYTES) -> str:
+    r"""Return `data` in double quotes, everything but printable ASCII escaped as in Python (`\n`, `\xff`), and cut."""
+    shown = data[:limit].decode("latin-1").encode("unicode_escape").decode("ascii").replace('"', r"\"")
+    return f'"{shown}"' if len(data) <= limit else f'"{shown}" and {count(len(data) - limit, "byte")} more'
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error says, in lower case and without its number: `connection reset by peer`."""
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:.2f}" if number < 9.995 else f"{number:.1f}" if number < 99.95 else f"{number:.0f}"
