@@ -43,6 +43,4 @@ class IdleWatch:
             connection.active_at = now  # told now; the next time is a timeout away
             self._silent(connection)
         oldest = min((connection.active_at for connection in self._connections), default=now)
-        self._timer = self._loop.call_at(
-            max(oldest + self._timeout, now + self._timeout * PRECISION), self._sweep
-        )
+        self._timer = self._loop.call_at(max(oldest + self._timeout, now + self._timeout * PRECISION), self._sweep)

@@ -110,7 +110,7 @@ class Talk(Session):
         """Tell the owner that this was all."""
         self.show(
             "failed" if self.failure else "closed",
-            f"{count(self.connection.bytes_sent, 'byte')} sent, {count(self.connection.bytes_received, 'byte')} received",
+            f"{count(self.connection.bytes_sent, 'byte')} sent, {self.connection.bytes_received:,} received",
         )
         Session.finish(self)
 
@@ -121,7 +121,7 @@ def _sessions(args: argparse.Namespace, output: Output) -> list[Session]:
     if args.pipe:
         return [Pipe(1, iter(()), verify=args.verify)]
     if args.message is None:
-        from echopair.client.payload import Payload  # noqa: PLC0415 - random takes long to import
+        from echopair.client.payload import Payload
 
         payload = Payload(args.size, args.seed, args.conns)
         whole, rest = divmod(args.count, args.conns)
@@ -144,10 +144,14 @@ def _sessions(args: argparse.Namespace, output: Output) -> list[Session]:
             iter(messages),
             pipeline=args.pipeline,
             verify=args.verify,
-            show=lambda what, detail, number=number: output.line(f"[{number:{width}}] {what:9}  {detail}"),
+            show=partial(_show, output, f"[{number:{width}}]"),
         )
         for number in numbers
     ]
+
+
+def _show(output: Output, who: str, what: str, detail: str) -> None:
+    output.line(f"{who} {what:9}  {detail}")
 
 
 def _report(args: argparse.Namespace, output: Output, client: EchoClient, seconds: float, status: int) -> int:
@@ -176,7 +180,8 @@ def _summary(args: argparse.Namespace, client: EchoClient, seconds: float, *, co
         line = f"{count(sent, 'byte')} sent, {count(received, 'byte')} came back"
         line += ", unchecked" if args.verify == NONE else ", contents unchecked" if args.verify == LENGTH else ""
     if not args.pipe:
-        line = f"{count(len(client.connections), 'connection')}, {count(messages, 'message')}: {line}"
+        made = "" if len(client.connections) == args.conns else f"{len(client.connections):,} of "
+        line = f"{made}{count(args.conns, 'connection')}, {count(messages, 'message')}: {line}"
     line += f", in {duration(seconds)}"
     if args.message is None and seconds:
         line += f", {size(received / seconds)}/s"
@@ -215,13 +220,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> options.Parser:
+    # fmt: off
     parser = options.Parser(
         "echo-client",
         "Send bytes to an echo server and check that exactly those bytes come back.\n\n"
         "Without -s or -n it shows the conversation; with either it sends generated messages and reports.",
         EXAMPLES,
     )
-    add = group = parser.add_argument_group("where to connect")
+    group = parser.add_argument_group("where to connect")
     add = group.add_argument
     add("target", metavar="HOST:PORT", nargs="?", help="the server; [IPV6]:PORT for an IPv6 address")
     add("--host", default="localhost", help="the server's name or address")
@@ -247,4 +253,5 @@ def _parser() -> options.Parser:
         help="fail a connection on which no byte moves for so long")
     add("--connect-timeout", metavar="S", type=options.duration(0.001), default=f"{CONNECT_TIMEOUT:g}s",
         help="give up connecting to an address after so long")
+    # fmt: on
     return parser

@@ -166,8 +166,8 @@ class Parser(argparse.ArgumentParser):
     def _unknown(self, argument: str) -> str:
         if not argument.startswith("-"):
             return f"unexpected argument {argument!r}"
-        import difflib  # noqa: PLC0415 - rare, and dear to import
+        import difflib
 
         options = [option for action in self._actions for option in action.option_strings]
-        close = difflib.get_close_matches(argument.split("=")[0], options, 1)
+        close = difflib.get_close_matches(argument.partition("=")[0], options, 1)
         return f"unknown option {argument}" + (f"; did you mean {close[0]}?" if close else "")

@@ -83,6 +83,7 @@ class Stop:
 
 
 def _parser() -> options.Parser:
+    # fmt: off
     parser = options.Parser(
         "echo-server", "Send back every byte that comes in, to the one who sent it (RFC 862).", EXAMPLES
     )
@@ -105,4 +106,5 @@ def _parser() -> options.Parser:
     add = parser.add_argument_group("what to log, on standard error").add_mutually_exclusive_group().add_argument
     add("-v", "--verbose", action="store_true", help="the payloads too, escaped and cut")
     add("-q", "--quiet", action="store_true", help="problems only")
+    # fmt: on
     return parser

@@ -103,7 +103,9 @@ class Session(Handler):
         if self.outstanding:
             self.fail("echo", "timeout", f"no byte moved for {timeout:g} s, with {self.place()} still to come back")
         else:
-            self.fail("close", "timeout", f"all came back, but the server did not close within {timeout:g} s of our EOF")
+            self.fail(
+                "close", "timeout", f"all came back, but the server did not close within {timeout:g} s of our EOF"
+            )
 
     def place(self) -> str:
         """Return where in the conversation the next byte to come back stands."""

@@ -10,6 +10,7 @@ import errno
 import logging
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from echopair.address import explain
@@ -19,13 +20,17 @@ ACCEPTS_PER_WAKEUP = 64  # a flood of connections shares each turn of the loop w
 RETRY_DELAY = 0.1  # seconds; descriptors and memory are freed by peers, and no event tells
 
 # accept(2): an error already pending on the new connection; it is that connection's end, not the listener's.
-CONNECTION_FAILED = {
-    getattr(errno, name)
-    for name in (
-        "ECONNABORTED ENETDOWN EPROTO ENOPROTOOPT EHOSTDOWN ENONET EHOSTUNREACH EOPNOTSUPP ENETUNREACH EPERM"
-    ).split()
-    if hasattr(errno, name)
-}
+CONNECTION_FAILED = (
+    errno.ECONNABORTED,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ENOPROTOOPT,
+    errno.EOPNOTSUPP,
+    getattr(errno, "EHOSTDOWN", 0),  # these three not on every system
+    getattr(errno, "ENONET", 0),
+    getattr(errno, "EPROTO", 0),
+)
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +65,7 @@ class Acceptor:
             self._paused = False
             self._forget_retry()
             for listener in self._listeners:
-                self._loop.watch(listener, READ, lambda _events, listener=listener: self._accept(listener))
+                self._loop.watch(listener, READ, partial(self._accept, listener))
 
     def close(self) -> None:
         """Stop listening; whoever waits in the queue is reset by the kernel."""
@@ -80,7 +85,7 @@ class Acceptor:
             self._retry.cancel()
             self._retry = None
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket, _events: int = READ) -> None:
         for _ in range(min(self._room(), ACCEPTS_PER_WAKEUP)):
             try:
                 sock, address = listener.accept()

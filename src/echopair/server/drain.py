@@ -42,9 +42,7 @@ class Drain(Handler):
         """End what is left at once, and say what that costs."""
         owed = sum(len(connection.outbound) for connection in self._server.connections)
         if self._server.connections:
-            log.warning(
-                "cutting %s, owed %s", count(len(self._server.connections), "connection"), count(owed, "byte")
-            )
+            log.warning("cutting %s, owed %s", count(len(self._server.connections), "connection"), count(owed, "byte"))
         for connection in self._server.connections:
             connection.abort()
 
@@ -83,7 +81,7 @@ class Drain(Handler):
 
 
 def _waiting(sock: socket.socket) -> bool:
-    """Is there something to read: bytes, EOF or an error?"""
+    """Return whether there is something to read: bytes, EOF or an error."""
     try:
         sock.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
@@ -94,8 +92,8 @@ def _waiting(sock: socket.socket) -> bool:
 
 
 def _delivered(sock: socket.socket) -> bool:
-    """Has the peer acknowledged every byte, so that a reset can destroy none (tcp(7), SIOCOUTQ)? When unknown, no."""
-    if ioctl is None:  # pragma: no cover - Windows
+    """Return whether the peer acknowledged every byte, so that a reset can destroy none (tcp(7), SIOCOUTQ)."""
+    if ioctl is None:  # pragma: no cover - Windows: not known
         return False
     unacknowledged = bytearray(4)
     ioctl(sock, TIOCOUTQ, unacknowledged)
