@@ -11,11 +11,13 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from echopair.loop import WRITE, EventLoop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # importing typing would take a tenth of the start
+    from typing import Any
 
 PORT_ATTEMPTS = 16  # free ports to try until one is free on every address
 IN_PROGRESS = (0, errno.EINPROGRESS, errno.EWOULDBLOCK)  # the last is what Windows says
@@ -32,19 +34,11 @@ REMEDIES = {
 }
 
 
+Address = tuple[int, tuple["Any", ...]]  # a family and a socket address: one of the ways to reach a host
+
+
 class AddressError(Exception):
     """A name that does not resolve or an address that cannot be used; says which, why, and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """What `getaddrinfo` says of one way to reach a host: a family and a socket address."""
-
-    family: int
-    sockaddr: tuple[Any, ...]
-
-    def __str__(self) -> str:
-        return format_address(self.sockaddr)
 
 
 def format_address(sockaddr: tuple[Any, ...]) -> str:
@@ -86,12 +80,14 @@ def resolve(host: str, port: int, family: int = socket.AF_UNSPEC, *, passive: bo
     """
     flags = socket.AI_PASSIVE if passive else 0
     try:
-        found = socket.getaddrinfo(host or None, port, family, socket.SOCK_STREAM, 0, flags)
+        # Bytes, where they will do: a string is encoded by a codec that takes a millisecond to import.
+        name = host.encode("ascii" if host.isascii() else "idna") or None
+        found = socket.getaddrinfo(name, port, family, socket.SOCK_STREAM, 0, flags)
     except socket.gaierror as error:
         raise AddressError(f"cannot resolve {host!r}: {error.strerror}; check the name") from None
     except (UnicodeError, ValueError) as error:  # a label over 63 characters, a NUL
         raise AddressError(f"cannot resolve {host!r}: not a host name ({error})") from None
-    return list(dict.fromkeys(Address(entry[0], entry[4]) for entry in found))
+    return list(dict.fromkeys((entry[0], entry[4]) for entry in found))
 
 
 def listen(
@@ -126,7 +122,7 @@ def _listen_all(groups: list[list[Address]], port: int, backlog: int | None) -> 
                 try:
                     listeners[address] = _listen_on(address, port, backlog)
                 except OSError as error:
-                    error.filename = format_address((address.sockaddr[0], port))
+                    error.filename = format_address((address[1][0], port))
                     if error.errno not in FAMILY_MISSING:
                         raise
                     missing = error
@@ -142,16 +138,17 @@ def _listen_all(groups: list[list[Address]], port: int, backlog: int | None) -> 
 
 
 def _listen_on(address: Address, port: int, backlog: int | None) -> socket.socket:
-    listener = socket.socket(address.family, socket.SOCK_STREAM)
+    family, sockaddr = address
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setblocking(False)
         if os.name == "posix":  # elsewhere the option would let two programs share the port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if address.family == socket.AF_INET6:
+        if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # 0.0.0.0 and :: side by side
         # Accepted sockets inherit it: without it an echo may wait 40 ms for a delayed ACK (RFC 896, tcp(7)).
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.bind((address.sockaddr[0], port, *address.sockaddr[2:]))
+        listener.bind((sockaddr[0], port, *sockaddr[2:]))
         listener.listen(socket.SOMAXCONN if backlog is None else backlog)
     except BaseException:
         listener.close()
@@ -232,10 +229,11 @@ class Dial:
 
 
 def _start_connecting(address: Address) -> socket.socket:
-    sock = socket.socket(address.family, socket.SOCK_STREAM)
+    family, sockaddr = address
+    sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    status = sock.connect_ex(address.sockaddr)
+    status = sock.connect_ex(sockaddr)
     if status not in IN_PROGRESS:
         sock.close()
         raise OSError(status, os.strerror(status))

@@ -46,7 +46,7 @@ def _main(argv: Sequence[str] | None, output: Output) -> int:
     with EventLoop() as loop:
         if args.loopback:
             listeners = listen(["localhost"], 0, options.family(args))
-            addresses = [Address(listener.family, listener.getsockname()) for listener in listeners]
+            addresses: list[Address] = [(listener.family, listener.getsockname()) for listener in listeners]
             server = EchoServer(loop, listeners)
         else:
             addresses = resolve(args.host, args.port, options.family(args))
@@ -91,10 +91,10 @@ class Talk(Session):
 
     show: Callable[[str, str], object] = print
 
-    def start(self, connection: Connection, address: Address) -> None:
-        """Begin, on a connection just made to `address`."""
-        self.show("connected", f"to {address}")
-        Session.start(self, connection, address)  # super() does not know a class that slots made anew
+    def start(self, connection: Connection) -> None:
+        """Begin, on a connection just made."""
+        self.show("connected", f"to {connection.peer}")
+        Session.start(self, connection)  # super() does not know a class that slots made anew
 
     def send_piece(self, connection: Connection, piece: bytes) -> None:
         """Send one message."""

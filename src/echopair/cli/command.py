@@ -7,11 +7,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TextIO
 
 from echopair.address import AddressError
 from echopair.cli.options import UsageError
 from echopair.text import count, reason
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # importing typing would take a tenth of the start
+    from typing import TextIO
 
 OK = 0
 FAILED = 1  # the network or the echo

@@ -10,9 +10,12 @@ import argparse
 import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
 
 from echopair import __version__
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # importing typing would take a tenth of the start
+    from typing import Any, NoReturn
 
 SIZE_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 COUNT_UNITS = {"": 1, "k": 1000, "m": 1000**2}

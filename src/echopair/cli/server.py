@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from echopair.address import format_address, listen, parse_port
 from echopair.cli import options
 from echopair.cli.command import OK, Output, configure_logging, run
 from echopair.idle import IdleWatch
 from echopair.loop import SIGINT, SIGTERM, EventLoop
-from echopair.server.drain import Drain
 from echopair.server.echo import EchoServer, VerboseEchoServer
 from echopair.text import count, duration
 
@@ -70,16 +69,18 @@ class Stop:
         self._loop = loop
         self._server = server
         self._drain_timeout = drain_timeout
-        self._drain: Drain | None = None
+        self._give_up: Callable[[], object] | None = None
 
     def __call__(self) -> None:
         """Go one step further towards the end."""
-        if self._drain:
-            self._drain.give_up()
+        if self._give_up:
+            self._give_up()
             return
+        from echopair.server.drain import Drain  # only now: it would slow the start
+
         if self._server.connections:
             log.info("stopping once %s got what is owed", count(len(self._server.connections), "connection"))
-        self._drain = Drain(self._loop, self._server, self._drain_timeout, self._loop.stop)
+        self._give_up = Drain(self._loop, self._server, self._drain_timeout, self._loop.stop).give_up
 
 
 def _parser() -> options.Parser:

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from echopair.address import Address, Dial, explain
+from echopair.address import Address, Dial, explain, format_address
 from echopair.client.session import Failure, Session, error_name
 from echopair.connection import Connection
 from echopair.idle import IdleWatch
@@ -65,18 +65,18 @@ class EchoClient:
 
     def _connected(self, session: Session, sock: socket.socket, address: Address) -> None:
         del self._dials[session]
-        connection = Connection(self.loop, sock, session, str(address))
+        connection = Connection(self.loop, sock, session, format_address(address[1]))
         self.connections.append(connection)
         self._open[connection] = session
         session.ended = self._connection_ended
-        session.start(connection, address)
+        session.start(connection)
 
     def _failed(self, session: Session, error: OSError, address: Address) -> None:
         del self._dials[session]
         session.failure = Failure(
             "connect",
             error_name(error),
-            f"connection {session.number}: cannot connect to {address}: {explain(error)}",
+            f"connection {session.number}: cannot connect to {format_address(address[1])}: {explain(error)}",
         )
         self._session_ended(session)
 

@@ -16,7 +16,6 @@ import select
 import stat
 from dataclasses import dataclass
 
-from echopair.address import Address
 from echopair.client.session import NONE, Session, error_name
 from echopair.connection import READ_SIZE, Connection
 from echopair.loop import READ, WRITE
@@ -41,11 +40,11 @@ class Pipe(Session):
     _sink_watched: bool = False
     _lost: bool = False
 
-    def start(self, connection: Connection, address: Address) -> None:
-        """Begin, on a connection just made to `address`."""
+    def start(self, connection: Connection) -> None:
+        """Begin, on a connection just made."""
         self.pieces_per_message = 1 << 62
         self.sink, self._sink_limit = _open_sink(self.sink)
-        Session.start(self, connection, address)  # super() does not know a class that slots made anew
+        Session.start(self, connection)  # super() does not know a class that slots made anew
 
     def place(self) -> str:
         """Return where in the stream the next byte to come back stands."""

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from echopair.address import Address
 from echopair.client.mismatch import agreement, diagnose, dump
 from echopair.connection import Connection, Handler
 from echopair.text import count, reason
@@ -70,8 +69,8 @@ class Session(Handler):
         """How many messages came back whole."""
         return self.pieces_echoed // self.pieces_per_message
 
-    def start(self, connection: Connection, address: Address) -> None:
-        """Begin, on a connection just made to `address`."""
+    def start(self, connection: Connection) -> None:
+        """Begin, on a connection just made."""
         self.connection = connection
         self.send_more(connection)
 

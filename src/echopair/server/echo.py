@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import logging
 import socket
-from typing import Any
 
 from echopair.address import format_address
 from echopair.connection import MAX_BUFFER, Connection, Handler
 from echopair.loop import EventLoop
 from echopair.server.acceptor import ACCEPTS_PER_WAKEUP, Acceptor
 from echopair.text import count, printable, reason
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # importing typing would take a tenth of the start
+    from typing import Any
 
 log = logging.getLogger(__name__)
 
