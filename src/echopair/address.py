@@ -26,7 +26,7 @@ FAMILY_MISSING = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)  # IPv6 compiled out,
 
 PRIVILEGED = "ports below 1024 need privileges"
 REMEDIES = {
-    errno.EADDRINUSE: "another program has this port; choose one with --port, or 0 for any that is free",
+    errno.EADDRINUSE: "another program has this port; choose another, or 0 for any that is free",
     errno.EADDRNOTAVAIL: "no interface here has this address",
     errno.ECONNREFUSED: "nothing listens there",
     errno.EMFILE: "too many open files for this process; see ulimit -n",
@@ -182,6 +182,8 @@ class Dial:
     ) -> None:
         self._loop = loop
         self._addresses = deque(addresses)
+        if not self._addresses:
+            raise ValueError("no address to connect to")
         self._timeout = timeout
         self._connected = connected
         self._failed = failed

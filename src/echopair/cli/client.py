@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from echopair.address import Address, listen, parse_port, resolve, split_host_port
+from echopair.address import listen, parse_port, resolve, split_host_port
 from echopair.cli import options
 from echopair.cli.command import FAILED, INTERRUPTED, OK, TERMINATED, Output, complain, configure_logging, run
 from echopair.client.echo import CONNECT_TIMEOUT, TIMEOUT, EchoClient
@@ -45,9 +45,8 @@ def _main(argv: Sequence[str] | None, output: Output) -> int:
     configure_logging(logging.WARNING)
     with EventLoop() as loop:
         if args.loopback:
-            listeners = listen(["localhost"], 0, options.family(args))
-            addresses: list[Address] = [(listener.family, listener.getsockname()) for listener in listeners]
-            server = EchoServer(loop, listeners)
+            server = EchoServer(loop, listen(["localhost"], 0, options.family(args)))
+            addresses = server.addresses
         else:
             addresses = resolve(args.host, args.port, options.family(args))
         client = EchoClient(

@@ -42,8 +42,8 @@ def _main(argv: Sequence[str] | None, output: Output) -> int:
         stop = Stop(loop, server, args.drain_timeout)
         for signum in (SIGINT, SIGTERM):
             loop.add_signal_handler(signum, stop)
-        for address in server.addresses:
-            output.line(f"Listening on {format_address(address)}", flush=True)
+        for _, sockaddr in server.addresses:
+            output.line(f"Listening on {format_address(sockaddr)}", flush=True)
         started = loop.now
         loop.run()
         log.info(

@@ -48,6 +48,8 @@ class EchoClient:
             connected, failed = partial(self._connected, session), partial(self._failed, session)
             self._dials[session] = Dial(loop, addresses, connect_timeout, connected, failed)
         self._idle_watch = IdleWatch(loop, self._open, timeout, self._silent)
+        if not sessions:
+            loop.call_soon(self._finish)
 
     @property
     def failures(self) -> list[Failure]:
@@ -91,5 +93,8 @@ class EchoClient:
         self._ended(session)
         self._running -= 1
         if not self._running:
-            self._idle_watch.close()
-            self._done()
+            self._finish()
+
+    def _finish(self) -> None:
+        self._idle_watch.close()
+        self._done()

@@ -25,6 +25,7 @@ STRIDE = PIECE_SIZE + 1  # neighbours do not overlap in the block
 MODULUS = 2**64
 SCATTER = 0x9E3779B97F4A7C15  # odd; 2**64 divided by the golden ratio
 GATHER = pow(SCATTER, -1, MODULUS)
+PLAUSIBLE = 2**40  # pieces; no run sends more, and of arbitrary bytes one in 2**24 looks as if it had
 
 
 class Payload:
@@ -58,10 +59,11 @@ class Payload:
 
     def locate(self, data: bytes) -> tuple[int, int] | None:
         """Return the connection and message, both from 1, of the piece that starts with `data`; None if none does."""
-        if len(data) < STAMP_SIZE:
+        if min(len(data), self._size) < STAMP_SIZE:
             return None
         number = (int.from_bytes(data[:STAMP_SIZE], "little") - self._salt) * GATHER % MODULUS
-        if self.piece(number, min(len(data), self._size, PIECE_SIZE)) != data[: min(self._size, PIECE_SIZE)]:
+        length = min(len(data), self._size, PIECE_SIZE)
+        if number >= PLAUSIBLE or self.piece(number, length) != data[:length]:
             return None
         sequence, connection = divmod(number, self._conns)
         return connection + 1, sequence // self.pieces_per_message + 1

@@ -35,7 +35,7 @@ def error_name(error: Exception) -> str:
 
 @dataclass(slots=True, eq=False)
 class Session(Handler):
-    """Sends `pieces` on one connection, at most `pipeline` messages ahead of their echo, and checks the echo.
+    """Sends `pieces`, none of them empty, at most `pipeline` messages ahead of their echo, and checks the echo.
 
     A message is `pieces_per_message` pieces, all but its last of the same size. `verify` says what is checked: FULL
     every byte, LENGTH only how many come back, NONE nothing but that the connection lives. When the session has

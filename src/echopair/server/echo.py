@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import socket
 
-from echopair.address import format_address
+from echopair.address import Address, format_address
 from echopair.connection import MAX_BUFFER, Connection, Handler
 from echopair.loop import EventLoop
 from echopair.server.acceptor import ACCEPTS_PER_WAKEUP, Acceptor
@@ -38,7 +38,7 @@ class EchoServer(Handler):
         max_buffer: int = MAX_BUFFER,
     ) -> None:
         self.loop = loop
-        self.addresses = [listener.getsockname() for listener in listeners]
+        self.addresses: list[Address] = [(listener.family, listener.getsockname()) for listener in listeners]
         self.connections: set[Connection] = set()
         self.connections_served = 0
         self.bytes_received = 0  # by connections that have ended, as is bytes_sent
@@ -46,6 +46,12 @@ class EchoServer(Handler):
         self._max_conns = max_conns
         self._max_buffer = max_buffer
         self.acceptor = Acceptor(loop, listeners, self._accepted, self._room)
+
+    def close(self) -> None:
+        """Stop listening and end every connection at once; `Drain` does it gently."""
+        self.acceptor.close()
+        for connection in self.connections:
+            connection.abort()
 
     def data_received(self, connection: Connection, data: bytes) -> None:
         """Echo."""

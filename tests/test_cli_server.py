@@ -1,0 +1,155 @@
+"""The `echo-server` command, run in this process; a thread plays the peers and sends the signals."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from echopair.cli import server
+from echopair.cli.command import FAILED, OK, USAGE
+from helpers import HUNG, LOCALHOST
+
+
+@contextmanager
+def stdout_pipe(monkeypatch) -> Iterator[int]:
+    """Make standard output a pipe, and yield its reading end."""
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        yield reader
+    os.close(reader)
+
+
+def serve(monkeypatch, options: list[str], peer: Callable[[int], None]) -> int:
+    """Run the command while `peer(port)` runs in a thread and, at its end, SIGTERM; return the exit status."""
+    with stdout_pipe(monkeypatch) as reader:
+
+        def play() -> None:
+            line = b""
+            while not line.endswith(b"\n"):
+                line += os.read(reader, 1)
+            try:
+                peer(int(line.rpartition(b":")[2]))
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        thread = threading.Thread(target=play)
+        thread.start()
+        status = server.main(["--host", LOCALHOST, "--port", "0", *options])
+        thread.join(HUNG)
+        assert not thread.is_alive()
+        return status
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection((LOCALHOST, port), timeout=HUNG)
+
+
+def connect_for_ever(port: int) -> None:
+    while True:
+        connect(port).close()
+
+
+def hello(port: int) -> None:
+    with connect(port) as peer:
+        peer.sendall(b"hello")
+        assert peer.recv(100) == b"hello"
+        peer.shutdown(socket.SHUT_WR)
+        assert peer.recv(100) == b""
+
+
+@pytest.fixture
+def lines(capsys) -> Callable[[], list[str]]:
+    """What was logged so far, without the time of day."""
+    return lambda: [re.sub(r"^[0-9:.]{12}  ", "", line) for line in capsys.readouterr().err.splitlines()]
+
+
+def test_serves_and_sums_up(monkeypatch, lines):
+    assert serve(monkeypatch, [], hello) == OK
+    connected, closed, summary = lines()
+    assert re.fullmatch(r"127\.0\.0\.1:\d+  connected \(1 open\)", connected)
+    assert re.fullmatch(r"127\.0\.0\.1:\d+  closed: 5 bytes received, 5 bytes sent", closed)
+    assert re.fullmatch(r"served 1 connection in [0-9.]+ m?s: 5 bytes received, 5 bytes sent", summary)
+
+
+def test_verbose_shows_payloads(monkeypatch, lines):
+    serve(monkeypatch, ["-v"], hello)
+    assert any(line.endswith('echoes 5 bytes  "hello"') for line in lines())
+
+
+def test_quiet_logs_nothing_of_a_healthy_life(monkeypatch, lines):
+    serve(monkeypatch, ["--quiet"], hello)
+    assert lines() == []
+
+
+def test_the_environment_sets_what_the_command_line_leaves_out(monkeypatch, lines):
+    monkeypatch.setenv("ECHO_SERVER_QUIET", "yes")
+    monkeypatch.setenv("ECHO_SERVER_PORT", "1")
+    assert serve(monkeypatch, [], hello) == OK
+    assert lines() == []
+
+
+def test_an_idle_connection_is_ended(monkeypatch, lines):
+    def idle(port: int) -> None:
+        with connect(port) as peer:
+            assert peer.recv(100) == b""
+
+    serve(monkeypatch, ["--idle-timeout", "10ms"], idle)
+    assert any("lost (idle for 0.01 s)" in line for line in lines())
+
+
+def test_the_first_signal_drains_and_the_second_does_not_wait(monkeypatch, lines):
+    def never_reads(port: int) -> None:
+        peer = connect(port)
+        peers.append(peer)
+        peer.settimeout(0.3)
+        with pytest.raises(TimeoutError):  # nothing moves any more: every buffer on the way is full
+            peer.sendall(bytes(64 << 20))
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(OSError, match=r"refused|reset"):  # the first signal has closed the listener
+            connect_for_ever(port)
+
+    peers: list[socket.socket] = []
+    assert serve(monkeypatch, ["--drain-timeout", "1h"], never_reads) == OK
+    peers[0].close()
+    logged = lines()
+    assert any(line.startswith("stopping once ") for line in logged)
+    assert any(re.match(r"warning: cutting \d+ connections?, owed [0-9,]{7,} bytes", line) for line in logged)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--port", "99999"], USAGE, "-p/--port: '99999' is not a port: give a number from 0 to 65535"),
+        (["--prot", "1"], USAGE, "unknown option --prot; did you mean --port?"),
+        (["--max-conns", "0"], USAGE, "--max-conns: '0' is too small: the least is 1"),
+        (["--max-buffer", "K"], USAGE, "--max-buffer: 'K' is not a size"),
+        (["-v", "-q"], USAGE, "-q/--quiet: not allowed with argument -v/--verbose"),
+        (["-4", "-6"], USAGE, "-6/--ipv6: not allowed with argument -4/--ipv4"),
+        (["--host", "nosuch.invalid"], FAILED, "cannot resolve 'nosuch.invalid'"),
+    ],
+)
+def test_bad_input_takes_one_line_and_the_right_status(capsys, arguments, status, message):
+    assert server.main(arguments) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"echo-server: {message}")
+
+
+def test_a_taken_port_is_named_with_the_remedy(capsys):
+    with socket.create_server((LOCALHOST, 0)) as other:
+        port = other.getsockname()[1]
+        assert server.main(["--host", LOCALHOST, "--port", str(port)]) == FAILED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"echo-server: cannot listen on {LOCALHOST}:{port}: address already in use (another program")
+
+
+def test_an_ipv6_host_may_come_in_brackets(capsys):
+    assert server.main(["--host", "[::1", "--port", "0"]) == FAILED
+    assert "cannot resolve '[::1'" in capsys.readouterr().err

@@ -1,0 +1,379 @@
+"""The server's parts: accepting, echoing, draining; each with real sockets in one loop."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from contextlib import suppress
+
+import pytest
+
+from echopair.address import listen
+from echopair.connection import READ_SIZE
+from echopair.loop import EventLoop
+from echopair.server import EchoServer
+from echopair.server.acceptor import ACCEPTS_PER_WAKEUP, RETRY_DELAY, Acceptor
+from echopair.server.drain import Drain
+from echopair.server.echo import VerboseEchoServer
+from helpers import LOCALHOST, read_all, reset, run_until, settle
+
+
+class FailingListener(socket.socket):
+    """A listener whose next accepts fail as told."""
+
+    def __init__(self) -> None:
+        (listener,) = listen([LOCALHOST], 0)
+        super().__init__(listener.family, listener.type, listener.proto, fileno=listener.detach())
+        self.errors: list[int] = []
+        self.accepts = 0
+
+    def accept(self):
+        self.accepts += 1
+        if self.errors:
+            number = self.errors.pop(0)
+            raise OSError(number, errno.errorcode[number])
+        return super().accept()
+
+
+class World:
+    """A server on the loop, and peers that connect to it."""
+
+    def __init__(self, loop: EventLoop, server_type=EchoServer, listener=None, **options) -> None:
+        self.loop = loop
+        self.listener = listener or FailingListener()
+        self.server = server_type(loop, [self.listener], **options)
+        self.peers: list[socket.socket] = []
+
+    def connect(self, *, served: bool = True) -> socket.socket:
+        peer = socket.create_connection(self.server.addresses[0][1])
+        peer.setblocking(False)
+        self.peers.append(peer)
+        if served:
+            before = self.server.connections_served
+            run_until(self.loop, lambda: self.server.connections_served > before)
+        return peer
+
+    def connection(self):
+        (connection,) = self.server.connections
+        return connection
+
+    def close(self) -> None:
+        self.server.close()
+        for peer in self.peers:
+            peer.close()
+        settle(self.loop)
+
+
+@pytest.fixture
+def world(loop):
+    world = World(loop)
+    yield world
+    world.close()
+
+
+def make(loop, request, *args, **options) -> World:
+    world = World(loop, *args, **options)
+    request.addfinalizer(world.close)
+    return world
+
+
+def send_what_fits(world: World, peer: socket.socket, payload: bytes = b"x" * (32 << 20)) -> int:
+    """Send without reading until neither side takes more; return how much was sent."""
+    sent = idle = 0
+    while idle < 20:
+        try:
+            sent += peer.send(memoryview(payload)[sent : sent + 65536])
+            idle = 0
+        except BlockingIOError:
+            idle += 1
+        world.loop.run_once(0)
+    return sent
+
+
+# Accepting
+
+
+def test_accepts_from_every_listener(loop, request):
+    world = make(loop, request)
+    other = FailingListener()
+    acceptor = Acceptor(loop, [other], world.server._accepted)
+    world.connect()
+    world.peers.append(socket.create_connection(other.getsockname()))
+    run_until(loop, lambda: world.server.connections_served == 2)
+    acceptor.close()
+
+
+def test_accepts_so_many_a_wake_up_and_no_more(world, loop):
+    for _ in range(ACCEPTS_PER_WAKEUP + 5):
+        world.connect(served=False)
+    loop.run_once(0)
+    assert world.server.connections_served == ACCEPTS_PER_WAKEUP
+    loop.run_once(0)
+    assert world.server.connections_served == ACCEPTS_PER_WAKEUP + 5
+
+
+@pytest.mark.parametrize("name", ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"])
+def test_out_of_resources_waits_without_spinning_and_says_so_once(world, loop, clock, caplog, name):
+    world.listener.errors = [getattr(errno, name)] * 3
+    peer = world.connect(served=False)
+    run_until(loop, lambda: world.listener.accepts == 1)
+    for _ in range(50):
+        loop.run_once(0)
+    assert world.listener.accepts == 1
+    for attempt in range(2, 5):
+        clock.advance(RETRY_DELAY)
+        run_until(loop, lambda attempt=attempt: world.listener.accepts >= attempt)
+    assert world.server.connections_served == 1
+    assert caplog.text.count("not accepting for now") == 1
+    assert caplog.text.count("accepting again") == 1
+    peer.send(b"hello")
+    run_until(loop, lambda: world.connection().bytes_sent == 5)
+
+
+def test_a_descriptor_that_a_peer_frees_is_used_at_once(world, loop):
+    first = world.connect()
+    world.listener.errors = [errno.EMFILE]
+    world.connect(served=False)
+    run_until(loop, lambda: world.listener.accepts >= 2 and not world.listener.errors)
+    first.close()
+    run_until(loop, lambda: world.server.connections_served == 2)
+
+
+def test_a_connection_that_failed_in_the_queue_costs_only_itself(world, loop):
+    world.listener.errors = [errno.ECONNABORTED]
+    world.connect()
+    assert world.server.connections_served == 1
+
+
+def test_the_excess_over_max_conns_waits_in_the_listen_queue(loop, request):
+    world = make(loop, request, max_conns=2)
+    first, _, third = world.connect(), world.connect(), world.connect(served=False)
+    third.send(b"waiting")
+    settle(loop)
+    assert len(world.server.connections) == 2
+    first.close()
+    run_until(loop, lambda: world.server.connections_served == 3)
+    third.shutdown(socket.SHUT_WR)
+    assert read_all(third, loop) == b"waiting"
+
+
+def test_a_connection_that_cannot_be_served_is_closed_and_the_next_one_served(world, loop, monkeypatch, caplog):
+    def broken(*_args):
+        monkeypatch.undo()
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("echopair.server.echo.Connection", broken)
+    assert read_all(world.connect(served=False), loop) == b""
+    world.connect()
+    assert "could not be served" in caplog.text
+
+
+def test_accepted_sockets_send_small_echoes_at_once(world):
+    world.connect()
+    assert world.connection().sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+# Echoing
+
+
+def test_every_byte_comes_back_and_then_eof(world, loop):
+    peer = world.connect()
+    peer.send(bytes(range(256)))
+    peer.shutdown(socket.SHUT_WR)
+    assert read_all(peer, loop) == bytes(range(256))
+    run_until(loop, lambda: not world.server.connections)
+    assert world.server.bytes_received == world.server.bytes_sent == 256
+
+
+def test_a_late_slow_reader_gets_all_of_a_half_closed_stream(world, loop):
+    peer = world.connect()
+    payload = bytes(range(256)) * 65536  # 16 MiB
+    unsent, received = memoryview(payload)[send_what_fits(world, peer, payload) :], bytearray()
+    assert unsent, "the reader is late only if the path fills up first"
+    while len(received) < len(payload):
+        loop.run_once(0)
+        with suppress(BlockingIOError):
+            received += peer.recv(50_000)
+        with suppress(BlockingIOError):
+            if unsent:
+                unsent = unsent[peer.send(unsent) :]
+                if not unsent:
+                    peer.shutdown(socket.SHUT_WR)
+    assert received == payload
+    assert read_all(peer, loop) == b""
+
+
+def test_a_peer_that_never_reads_is_owed_no_more_than_its_mark(loop, request):
+    world = make(loop, request, max_buffer=100_000)
+    send_what_fits(world, world.connect())
+    assert 100_000 <= len(world.connection().outbound) < 100_000 + READ_SIZE
+
+
+def test_a_neighbour_of_a_peer_that_never_reads_is_served(world, loop):
+    send_what_fits(world, world.connect())
+    neighbour = world.connect()
+    neighbour.send(b"hello")
+    neighbour.shutdown(socket.SHUT_WR)
+    assert read_all(neighbour, loop) == b"hello"
+
+
+def test_resets_leave_a_neighbour_served(world, loop):
+    neighbour = world.connect()
+    for _ in range(50):
+        peer = world.connect()
+        peer.send(b"x" * 1000)
+        reset(peer)
+    neighbour.send(b"hello")
+    neighbour.shutdown(socket.SHUT_WR)
+    assert read_all(neighbour, loop) == b"hello"
+    run_until(loop, lambda: not world.server.connections)
+
+
+def test_life_and_death_are_logged_with_byte_counts(world, loop, caplog):
+    caplog.set_level(logging.DEBUG)
+    peer = world.connect()
+    peer.send(b"hello")
+    run_until(loop, lambda: world.connection().bytes_sent)
+    assert peer.recv(100) == b"hello"
+    peer.close()
+    run_until(loop, lambda: not world.server.connections)
+    reset(world.connect())
+    run_until(loop, lambda: not world.server.connections)
+    lines = [line.partition("  ")[2] for line in caplog.messages]
+    assert lines == [
+        "connected (1 open)",
+        "closed: 5 bytes received, 5 bytes sent",
+        "connected (1 open)",
+        "lost (connection reset by peer): 0 bytes received, 0 bytes sent",
+    ]
+    assert "hello" not in caplog.text
+
+
+def test_the_verbose_server_logs_payloads_escaped(loop, request, caplog):
+    caplog.set_level(logging.DEBUG)
+    world = make(loop, request, VerboseEchoServer)
+    peer = world.connect()
+    peer.send(b"\x1b[2Jhello\n")
+    run_until(loop, lambda: world.connection().bytes_sent)
+    assert r'echoes 10 bytes  "\x1b[2Jhello\n"' in caplog.text
+    assert peer.recv(100) == b"\x1b[2Jhello\n"
+
+
+# Draining
+
+
+class Done:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+
+
+@pytest.fixture
+def done() -> Done:
+    return Done()
+
+
+def test_a_server_without_connections_is_done_at_once(world, loop, done):
+    Drain(loop, world.server, 5, done)
+    assert not done.count
+    loop.run_once(0)
+    assert done.count == 1
+
+
+def test_draining_stops_accepting(world, loop, done):
+    Drain(loop, world.server, 5, done)
+    with pytest.raises(ConnectionRefusedError):
+        world.connect(served=False)
+    settle(loop)
+
+
+def test_idle_peers_are_closed_at_once(world, loop, done):
+    peers = [world.connect(), world.connect()]
+    Drain(loop, world.server, 5, done)
+    assert [read_all(peer, loop) for peer in peers] == [b"", b""]
+    settle(loop)
+    assert done.count == 1
+
+
+def test_what_is_owed_and_what_waits_to_be_read_is_delivered(world, loop, done):
+    peer = world.connect()
+    sent = send_what_fits(world, peer)
+    assert world.connection().outbound
+    Drain(loop, world.server, 5, done)
+    assert len(read_all(peer, loop)) == sent
+    assert not done.count, "the end waits for the peer's EOF, lest a reset overtake the last bytes"
+    peer.close()
+    run_until(loop, lambda: done.count)
+    assert done.count == 1
+    assert world.server.bytes_sent == sent
+
+
+def test_bytes_in_the_kernel_at_the_signal_are_echoed(world, loop, done):
+    peer = world.connect()
+    peer.send(b"just arrived")
+    Drain(loop, world.server, 5, done)
+    assert read_all(peer, loop) == b"just arrived"
+    peer.close()
+    run_until(loop, lambda: done.count)
+
+
+def test_a_peer_that_half_closed_before_gets_its_rest(world, loop, done):
+    peer = world.connect()
+    sent = send_what_fits(world, peer)
+    peer.shutdown(socket.SHUT_WR)
+    Drain(loop, world.server, 5, done)
+    assert len(read_all(peer, loop)) == sent
+    run_until(loop, lambda: done.count)
+
+
+def test_a_peer_that_half_closes_while_draining_gets_its_rest(world, loop, done):
+    peer = world.connect()
+    sent = send_what_fits(world, peer)
+    Drain(loop, world.server, 5, done)
+    peer.shutdown(socket.SHUT_WR)
+    assert len(read_all(peer, loop)) == sent
+    run_until(loop, lambda: done.count)
+
+
+def test_a_peer_that_resets_while_draining_does_not_hold_the_end(world, loop, done):
+    peer = world.connect()
+    send_what_fits(world, peer)
+    Drain(loop, world.server, 5, done)
+    reset(peer)
+    run_until(loop, lambda: done.count)
+
+
+def test_an_error_that_waits_to_be_read_is_left_to_the_connection(world, loop, done):
+    reset(world.connect())
+    Drain(loop, world.server, 5, done)
+    run_until(loop, lambda: done.count)
+
+
+def test_the_drain_timeout_cuts_peers_that_take_nothing(world, loop, clock, done, caplog):
+    send_what_fits(world, world.connect())
+    owed = len(world.connection().outbound)
+    Drain(loop, world.server, 5, done)
+    settle(loop)
+    assert not done.count
+    clock.advance(5)
+    settle(loop)
+    assert done.count == 1
+    assert f"cutting 1 connection, owed {owed:,} bytes" in caplog.text
+
+
+def test_giving_up_with_nothing_left_says_nothing(world, loop, done, caplog):
+    drain = Drain(loop, world.server, 5, done)
+    drain.give_up()
+    settle(loop)
+    assert not caplog.text
+
+
+def test_a_connection_lost_as_the_drain_begins_is_not_waited_for(world, loop, done):
+    world.connect()
+    world.connection().abort()
+    Drain(loop, world.server, 5, done)
+    settle(loop)
+    assert done.count == 1
