@@ -14,7 +14,7 @@ from echopair.connection import READ_SIZE
 from echopair.loop import EventLoop
 from echopair.server import EchoServer
 from echopair.server.acceptor import ACCEPTS_PER_WAKEUP, RETRY_DELAY, Acceptor
-from echopair.server.drain import Drain
+from echopair.server.drain import QUIET, Drain
 from echopair.server.echo import VerboseEchoServer
 from helpers import LOCALHOST, read_all, reset, run_until, settle
 
@@ -45,10 +45,13 @@ class World:
         self.server = server_type(loop, [self.listener], **options)
         self.peers: list[socket.socket] = []
 
-    def connect(self, *, served: bool = True) -> socket.socket:
-        peer = socket.create_connection(self.server.addresses[0][1])
-        peer.setblocking(False)
+    def connect(self, *, served: bool = True, receive_buffer: int | None = None) -> socket.socket:
+        peer = socket.socket()
         self.peers.append(peer)
+        if receive_buffer:
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        peer.connect(self.server.addresses[0][1])
+        peer.setblocking(False)
         if served:
             before = self.server.connections_served
             run_until(self.loop, lambda: self.server.connections_served > before)
@@ -81,7 +84,7 @@ def make(loop, request, *args, **options) -> World:
 def send_what_fits(world: World, peer: socket.socket, payload: bytes = b"x" * (32 << 20)) -> int:
     """Send without reading until neither side takes more; return how much was sent."""
     sent = idle = 0
-    while idle < 20:
+    while idle < 20 and sent < len(payload):
         try:
             sent += peer.send(memoryview(payload)[sent : sent + 65536])
             idle = 0
@@ -290,32 +293,60 @@ def test_draining_stops_accepting(world, loop, done):
     settle(loop)
 
 
-def test_idle_peers_are_closed_at_once(world, loop, done):
+def test_quiet_peers_are_closed_and_that_ends_it(world, loop, clock, done):
     peers = [world.connect(), world.connect()]
     Drain(loop, world.server, 5, done)
+    settle(loop)
+    assert not done.count
+    clock.advance(QUIET * 1.1)
     assert [read_all(peer, loop) for peer in peers] == [b"", b""]
     settle(loop)
     assert done.count == 1
 
 
-def test_what_is_owed_and_what_waits_to_be_read_is_delivered(world, loop, done):
+def test_a_peer_that_goes_on_is_served_on(world, loop, clock, done):
+    peer = world.connect()
+    Drain(loop, world.server, 5, done)
+    for _ in range(10):
+        clock.advance(QUIET * 0.9)
+        peer.send(b"more")
+        run_until(loop, lambda: world.connection().active_at == clock())
+        assert peer.recv(100) == b"more"
+    clock.advance(QUIET * 1.1)
+    assert read_all(peer, loop) == b""
+
+
+def test_what_is_owed_and_what_is_on_its_way_is_delivered(world, loop, clock, done):
     peer = world.connect()
     sent = send_what_fits(world, peer)
     assert world.connection().outbound
     Drain(loop, world.server, 5, done)
-    assert len(read_all(peer, loop)) == sent
-    assert not done.count, "the end waits for the peer's EOF, lest a reset overtake the last bytes"
+    clock.advance(QUIET * 1.1)
+    settle(loop)
+    received = 0
+    while received < sent:
+        loop.run_once(0)
+        with suppress(BlockingIOError):
+            received += len(peer.recv(65536))
+    clock.advance(QUIET * 1.1)
+    assert read_all(peer, loop) == b""
     peer.close()
     run_until(loop, lambda: done.count)
     assert done.count == 1
     assert world.server.bytes_sent == sent
 
 
-def test_bytes_in_the_kernel_at_the_signal_are_echoed(world, loop, done):
-    peer = world.connect()
-    peer.send(b"just arrived")
+def test_a_peer_that_has_not_read_all_is_half_closed_and_waited_for(world, loop, clock, done):
+    peer = world.connect(receive_buffer=10_000)
+    payload = bytes(100_000)
+    send_what_fits(world, peer, payload)
+    run_until(loop, lambda: world.connection().bytes_sent == len(payload))
     Drain(loop, world.server, 5, done)
-    assert read_all(peer, loop) == b"just arrived"
+    clock.advance(QUIET * 1.1)
+    settle(loop)
+    assert world.connection().eof_sent
+    assert not done.count
+    assert read_all(peer, loop) == payload
     peer.close()
     run_until(loop, lambda: done.count)
 
@@ -356,9 +387,10 @@ def test_the_drain_timeout_cuts_peers_that_take_nothing(world, loop, clock, done
     send_what_fits(world, world.connect())
     owed = len(world.connection().outbound)
     Drain(loop, world.server, 5, done)
+    clock.advance(4)
     settle(loop)
     assert not done.count
-    clock.advance(5)
+    clock.advance(1)
     settle(loop)
     assert done.count == 1
     assert f"cutting 1 connection, owed {owed:,} bytes" in caplog.text

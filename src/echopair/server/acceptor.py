@@ -42,8 +42,8 @@ class Acceptor:
     """Accepts on `listeners`, calling `accepted(sock, address)` from the loop, until it is closed.
 
     `room()` says how many more connections the owner takes; at 0 accepting pauses till `resume()`. Out of
-    descriptors or memory (EMFILE, ENFILE, ENOBUFS, ENOMEM) it pauses too, says so once, and tries again on a timer
-    or at `resume()`.
+    descriptors or memory (EMFILE, ENFILE, ENOBUFS, ENOMEM) it pauses too, and tries again on a timer or at
+    `resume()`; it says so once, until the queue has been emptied.
     """
 
     def __init__(
@@ -93,15 +93,13 @@ class Acceptor:
             try:
                 sock, address = listener.accept()
             except BlockingIOError:
+                self._say_recovered()
                 return
             except OSError as error:
                 if error.errno in CONNECTION_FAILED:
                     continue
                 self._wait_for_resources(error)
                 return
-            if self._short:
-                self._short = False
-                log.warning("accepting again")
             try:
                 self._accepted(sock, address)
             except Exception:
@@ -109,6 +107,11 @@ class Acceptor:
                 sock.close()
         if not self._room():
             self._pause()
+
+    def _say_recovered(self) -> None:
+        if self._short:
+            self._short = False
+            log.warning("accepting again")
 
     def _wait_for_resources(self, error: OSError) -> None:
         if not self._short:

@@ -1,7 +1,8 @@
 """The end of a server: accept no more, pay every peer what it is owed, and go.
 
-It takes over as the handler of all connections, which go on being served until nothing is owed and nothing waits
-to be read; then each is half-closed and ends with the peer's EOF. A timer bounds it all.
+It takes over as the handler of all connections, which are served as before until they fall quiet: nothing is owed
+and for a moment no byte has moved. The moment matters, for what a peer sent before the end may still be on its way.
+Then each is half-closed and ends with the peer's EOF. A timer bounds it all.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import socket
 from collections.abc import Callable
 
 from echopair.connection import Connection, Handler
+from echopair.idle import IdleWatch
 from echopair.loop import EventLoop
 from echopair.server.echo import EchoServer
 from echopair.text import count
@@ -20,6 +22,8 @@ try:
     from termios import TIOCOUTQ
 except ImportError:  # pragma: no cover - Windows has neither
     ioctl = None  # type: ignore[assignment]
+
+QUIET = 0.2  # seconds; a round trip and a delayed ACK (RFC 1122 4.2.3.2) on most paths
 
 log = logging.getLogger(__name__)
 
@@ -31,34 +35,33 @@ class Drain(Handler):
         self._server = server
         self._done = done
         server.acceptor.close()
-        self._timer = loop.call_later(timeout, self.give_up)
         for connection in server.connections:
             connection.handler = self
-            self._finish(connection)
+        self._timer = loop.call_later(timeout, self.give_up)
+        self._quiet_watch = IdleWatch(loop, server.connections, QUIET, self._quiet)
         if not server.connections:
             loop.call_soon(self._end)
 
     def give_up(self) -> None:
         """End what is left at once, and say what that costs."""
-        owed = sum(len(connection.outbound) for connection in self._server.connections)
-        if self._server.connections:
-            log.warning("cutting %s, owed %s", count(len(self._server.connections), "connection"), count(owed, "byte"))
-        for connection in self._server.connections:
+        left = self._server.connections
+        if left:
+            owed = sum(len(connection.outbound) for connection in left)
+            log.warning("cutting %s, owed %s", count(len(left), "connection"), count(owed, "byte"))
+        for connection in left:
             connection.abort()
 
     def data_received(self, connection: Connection, data: bytes) -> None:
-        """Serve on, and look whether that was all."""
+        """Serve on."""
         self._server.data_received(connection, data)
-        self._finish(connection)
 
     def eof_received(self, connection: Connection) -> None:
-        """Serve on: the end of the connection follows by itself."""
+        """Serve on."""
         self._server.eof_received(connection)
 
     def drained(self, connection: Connection) -> None:
-        """Serve on, and look whether that was all."""
+        """Serve on."""
         self._server.drained(connection)
-        self._finish(connection)
 
     def connection_lost(self, connection: Connection, error: Exception | None) -> None:
         """Let the connection go; the last one ends the drain."""
@@ -68,31 +71,20 @@ class Drain(Handler):
 
     def _end(self) -> None:
         self._timer.cancel()
+        self._quiet_watch.close()
         self._done()
 
-    def _finish(self, connection: Connection) -> None:
-        """Close a connection that is owed nothing and has sent nothing that waits to be read."""
-        if connection.closed or connection.outbound or connection.eof_queued or _waiting(connection.sock):
-            return
+    def _quiet(self, connection: Connection) -> None:
+        if connection.outbound:
+            return  # quiet because the peer does not read
         if _delivered(connection.sock):
             connection.abort()
         else:
             connection.close()
 
 
-def _waiting(sock: socket.socket) -> bool:
-    """Return whether there is something to read: bytes, EOF or an error."""
-    try:
-        sock.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
 def _delivered(sock: socket.socket) -> bool:
-    """Return whether the peer acknowledged every byte, so that a reset can destroy none (tcp(7), SIOCOUTQ)."""
+    """Return whether the peer acknowledged every byte, so that closing can destroy none (tcp(7), SIOCOUTQ)."""
     if ioctl is None:  # pragma: no cover - Windows: not known
         return False
     unacknowledged = bytearray(4)

@@ -1,0 +1,253 @@
+"""The `echo-client` command, run in this process against servers that run in it too."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+from helpers import HUNG, LOCALHOST
+
+from echopair.cli import client
+from echopair.cli.command import FAILED, INTERRUPTED, OK, TERMINATED, USAGE
+
+
+@pytest.fixture
+def server(request) -> Callable[[Callable[[socket.socket], object]], str]:
+    """Serve one connection after another in a thread, as the test says; return HOST:PORT."""
+
+    def start(serve: Callable[[socket.socket], object]) -> str:
+        listener = socket.create_server((LOCALHOST, 0))
+
+        def run() -> None:
+            while True:
+                try:
+                    sock, _ = listener.accept()
+                except OSError:
+                    return
+                with sock:
+                    serve(sock)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+
+        def stop() -> None:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(HUNG)
+            listener.close()
+            assert not thread.is_alive()
+
+        request.addfinalizer(stop)
+        return "{}:{}".format(*listener.getsockname())
+
+    return start
+
+
+def echo(sock: socket.socket) -> None:
+    while data := sock.recv(65536):
+        sock.sendall(data)
+
+
+def answer(data: bytes) -> Callable[[socket.socket], None]:
+    def serve(sock: socket.socket) -> None:
+        sock.recv(65536)
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        while sock.recv(65536):
+            pass
+
+    return serve
+
+
+# The conversation
+
+
+def test_the_conversation_is_shown_line_by_line(server, capsys):
+    target = server(echo)
+    assert client.main([target]) == OK
+    *lines, summary = capsys.readouterr().out.splitlines()
+    assert lines == [
+        f"[1] connected  to {target}",
+        '[1] sent       22 bytes  "Message 1 from client."',
+        '[1] received   22 bytes  "Message 1 from client."',
+        '[1] sent       22 bytes  "Message 2 from client."',
+        '[1] received   22 bytes  "Message 2 from client."',
+        "[1] closed     44 bytes sent, 44 received",
+    ]
+    assert re.fullmatch(r"1 connection, 2 messages: all 44 bytes came back, in [0-9.]+ [mu]?s", summary)
+
+
+def test_messages_are_bytes_not_characters(capsys):
+    assert client.main(["--loopback", "-m", "Grüße", "-m", "2"]) == OK
+    out = capsys.readouterr().out
+    assert r'sent       7 bytes  "Gr\xc3\xbc\xc3\x9fe"' in out
+    assert "1 connection, 2 messages: all 8 bytes came back" in out
+
+
+def test_loopback_serves_every_connection(capsys):
+    assert client.main(["--loopback", "--conns", "12"]) == OK
+    out = capsys.readouterr().out
+    assert "[ 1] connected" in out
+    assert "12 connections, 24 messages: all 528 bytes came back" in out
+
+
+def test_the_environment_sets_what_the_command_line_leaves_out(monkeypatch, capsys):
+    monkeypatch.setenv("ECHO_CLIENT_LOOPBACK", "1")
+    monkeypatch.setenv("ECHO_CLIENT_CONNS", "3")
+    monkeypatch.setenv("ECHO_CLIENT_MESSAGE", "one message")
+    assert client.main([]) == OK
+    assert "3 connections, 3 messages: all 33 bytes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["-p", "{}"], ["--host", LOCALHOST, "--port", "{}"], [":{}", "-p", "1"]])
+def test_the_server_may_be_named_in_several_ways(server, capsys, arguments):
+    port = server(echo).rpartition(":")[2]
+    assert client.main(["-4", *(argument.format(port) for argument in arguments)]) == OK
+
+
+# Generated messages
+
+
+@pytest.mark.parametrize(
+    ("arguments", "summary"),
+    [
+        (["-s", "100"], "1 connection, 1 message: all 100 bytes came back"),
+        (["-n", "7"], "1 connection, 7 messages: all 7,168 bytes came back"),
+        (["-c", "3", "-n", "10", "-s", "1k"], "3 connections, 10 messages: all 10,240 bytes came back"),
+        (["-c", "3", "-n", "2", "-s", "1"], "3 connections, 2 messages: all 2 bytes came back"),
+        (["-s", "1M", "-n", "3", "-w", "2"], "1 connection, 3 messages: all 3,145,728 bytes came back"),
+        (["-s", "10", "--verify", "length"], "10 bytes sent, 10 bytes came back, contents unchecked"),
+        (["-s", "10", "--verify", "none"], "10 bytes sent, 10 bytes came back, unchecked"),
+    ],
+)
+def test_generated_messages_are_shared_out_and_summed_up(capsys, arguments, summary):
+    assert client.main(["--loopback", "--seed", "5", *arguments]) == OK
+    (line,) = capsys.readouterr().out.splitlines()
+    assert summary in line
+    assert line.endswith("messages/s (seed 5)")
+
+
+def test_the_seed_that_was_drawn_is_printed(capsys):
+    client.main(["--loopback", "-n", "1"])
+    assert re.search(r"\(seed \d+\)$", capsys.readouterr().out)
+
+
+# Failures
+
+
+def test_a_refused_connection_is_one_line_and_status_1(capsys):
+    with socket.create_server((LOCALHOST, 0)) as gone:
+        port = gone.getsockname()[1]
+    assert client.main([f"{LOCALHOST}:{port}"]) == FAILED
+    captured = capsys.readouterr()
+    assert captured.err == (
+        f"echo-client: connection 1: cannot connect to {LOCALHOST}:{port}: "
+        "connection refused (nothing listens there)\n"
+    )
+    assert captured.out.startswith("0 of 1 connection, 0 messages: 0 bytes sent, 0 bytes came back")
+
+
+@pytest.mark.parametrize(
+    ("reply", "story"),
+    [
+        (b"abcdefgH", r"message 1, offset 7: expected 68, got 48 \(one bit flipped\)"),
+        (b"abc", r"the server closed at message 1, offset 3: 5 bytes sent did not come back"),
+        (b"abcdefgh!", r"1 byte more came back than was sent: 21"),
+    ],
+)
+def test_a_wrong_echo_is_named_and_status_1(server, capsys, reply, story):
+    assert client.main([server(answer(reply)), "-m", "abcdefgh"]) == FAILED
+    captured = capsys.readouterr()
+    assert re.fullmatch(f"echo-client: connection 1: {story}\n", captured.err)
+    assert "[1] failed     8 bytes sent" in captured.out
+
+
+def test_a_silent_server_is_named_and_status_1(server, capsys):
+    assert client.main([server(lambda sock: sock.recv(1000) and sock.recv(1000)), "--timeout", "50ms"]) == FAILED
+    assert "no byte moved for 0.05 s, with message 1, offset 0 still to come back" in capsys.readouterr().err
+
+
+def test_many_failures_are_counted_not_listed(capsys):
+    with socket.create_server((LOCALHOST, 0)) as gone:
+        port = gone.getsockname()[1]
+    assert client.main([f"{LOCALHOST}:{port}", "-c", "15"]) == FAILED
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10
+    assert last == "echo-client: 5 more connections failed"
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED)])
+def test_a_signal_ends_the_run_with_its_report(server, capsys, signum, status):
+    def signal_then_wait(sock: socket.socket) -> None:
+        sock.recv(1000)
+        os.kill(os.getpid(), signum)
+        sock.recv(1000)
+
+    assert client.main([server(signal_then_wait)]) == status
+    out = capsys.readouterr().out
+    assert "[1] closed     22 bytes sent, 0 received" in out
+    assert "1 connection, 0 messages: 22 bytes sent, 0 bytes came back" in out
+
+
+def test_a_second_signal_does_not_wait_for_output(server, capsys):
+    """A reader that never reads holds what came back; the first signal would wait for it."""
+    reader, writer = os.pipe()
+
+    def signal_twice(sock: socket.socket) -> None:
+        sock.sendall(bytes(200_000))
+        os.kill(os.getpid(), signal.SIGINT)
+        with suppress(ConnectionResetError):
+            sock.recv(1000)  # till the client, on the first signal, has closed
+        os.kill(os.getpid(), signal.SIGINT)
+
+    source, input_end = os.pipe()
+    before = os.dup(0), os.dup(1)
+    try:
+        os.dup2(source, 0)
+        os.dup2(writer, 1)
+        status = client.main([server(signal_twice), "-", "--verify", "none"])
+    finally:
+        os.dup2(before[0], 0)
+        os.dup2(before[1], 1)
+        for descriptor in (*before, source, input_end, reader, writer):
+            os.close(descriptor)
+    assert status == INTERRUPTED
+
+
+# Usage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--conns", "0"], "-c/--conns: '0' is too small: the least is 1"),
+        (["localhost:99999"], "'99999' is not a port"),
+        (["::1"], "'::1' is ambiguous: put an IPv6 address in brackets"),
+        (["--port", "0"], "port 0 cannot be connected to"),
+        (["--loopback", "x:1"], "--loopback serves itself: leave x:1 out"),
+        (["-m", "x", "-n", "2"], "-m says what to send, -s and -n generate it"),
+        (["-m", ""], "-m: an empty message has no byte to come back"),
+        (["-", "-n", "2"], "- sends standard input on one connection"),
+        (["-", "-c", "2"], "- sends standard input on one connection"),
+        (["a:1", "b:1"], "unexpected argument 'b:1'"),
+        (["-s", "K"], "-s/--size: 'K' is not a size"),
+        (["--verify", "all"], "--verify: invalid choice: 'all'"),
+    ],
+)
+def test_bad_input_is_a_usage_error_in_one_line(capsys, arguments, message):
+    assert client.main(arguments) == USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"echo-client: {message}")
+    assert line.endswith("; see echo-client --help")
+
+
+@pytest.mark.parametrize("stream", ["sys.stdin", "sys.stdout"])
+def test_a_pipe_needs_both_its_ends(monkeypatch, capsys, stream):
+    monkeypatch.setattr(stream, None)
+    assert client.main(["-"]) == USAGE
+    assert "one is closed" in capsys.readouterr().err

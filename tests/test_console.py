@@ -1,0 +1,279 @@
+"""The installed commands, as processes: what a user, a shell script or a supervisor sees."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from helpers import COMMANDS, HUNG, LOCALHOST, reset, run_client, running, running_server
+
+KIB, MIB = 1024, 1024 * 1024
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection((LOCALHOST, port), timeout=HUNG)
+
+
+def status_of(process: subprocess.Popen, field: str) -> int:
+    """A figure from /proc/PID/status, in bytes."""
+    text = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)[1]) * KIB
+
+
+def cpu_seconds(process: subprocess.Popen) -> float:
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def read_to_end(sock: socket.socket) -> bytes:
+    data = bytearray()
+    while chunk := sock.recv(MIB):
+        data += chunk
+    return bytes(data)
+
+
+def fill_the_path(sock: socket.socket, payload: bytes) -> int:
+    """Send without reading until nothing has moved for a while; return how much was sent."""
+    sock.settimeout(0.2)
+    sent = 0
+    try:
+        while True:
+            sent += sock.send(memoryview(payload)[sent : sent + 65536])
+    except TimeoutError:
+        sock.settimeout(HUNG)
+        return sent
+
+
+# The main job
+
+
+def test_the_pair_from_two_terminals():
+    with running_server() as (server, port):
+        client = run_client("--port", str(port), "--conns", "2")
+        server.send_signal(signal.SIGINT)
+        _, log = server.communicate(timeout=HUNG)
+    assert client.returncode == 0
+    assert client.stderr == ""
+    assert "2 connections, 4 messages: all 88 bytes came back" in client.stdout
+    assert "served 2 connections" in log
+    assert server.returncode == 0
+
+
+def test_the_first_line_says_where_and_then_stdout_is_silent():
+    with running("echo-server", "--host", LOCALHOST, "--port", "0") as server:
+        line = server.stdout.readline()
+        assert re.fullmatch(r"Listening on 127\.0\.0\.1:\d+\n", line)
+        connect(int(line.rpartition(":")[2])).close()
+        server.send_signal(signal.SIGTERM)
+        rest, _ = server.communicate(timeout=HUNG)
+        assert rest == ""
+
+
+def test_any_file_goes_through_the_pipe_and_back(tmp_path):
+    (tmp_path / "file").write_bytes(os.urandom(20 * MIB))
+    with running_server() as (_, port):
+        shell = f'cat file | "{COMMANDS}/echo-client" {LOCALHOST}:{port} - | cmp - file; echo "${{PIPESTATUS[*]}}"'
+        result = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, cwd=tmp_path, timeout=HUNG)
+    assert result.stdout == "0 0 0\n"
+    assert result.stderr == ""
+
+
+def test_a_long_stream_needs_no_more_memory_than_a_short_one():
+    figures = {}
+    for size in (1 * MIB, 400 * MIB):
+        with running("echo-client", "--loopback", "-", stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=False) as client:
+            block = bytes(MIB)
+            for _ in range(size // MIB):
+                client.stdin.write(block)
+            client.stdin.flush()
+            figures[size] = status_of(client, "VmHWM")
+            client.stdin.close()
+            client.wait(HUNG)
+            client.stdin = None
+            assert client.returncode == 0
+    assert figures[400 * MIB] - figures[1 * MIB] < 16 * MIB
+
+
+def test_a_message_of_64_mib_does_not_deadlock():
+    with running_server() as (server, port):
+        client = run_client(f"{LOCALHOST}:{port}", "-s", "64M")
+        assert "all 67,108,864 bytes came back" in client.stdout
+        assert status_of(server, "VmHWM") < 64 * MIB
+
+
+# What peers may do to the server
+
+
+def test_a_half_closed_stream_comes_back_whole_to_a_late_reader():
+    payload = os.urandom(16 * MIB)
+    with running_server() as (_, port), connect(port) as peer:
+        sent = fill_the_path(peer, payload)
+        assert sent < len(payload)
+        received = bytearray()
+        peer.setblocking(False)
+        while len(received) < len(payload):
+            try:
+                if sent < len(payload):
+                    sent += peer.send(memoryview(payload)[sent:])
+                    if sent == len(payload):
+                        peer.shutdown(socket.SHUT_WR)
+            except BlockingIOError:
+                pass
+            try:
+                received += peer.recv(20_000)
+            except BlockingIOError:
+                pass
+        assert received == payload
+
+
+def test_peers_that_never_read_cost_little():
+    with running_server("-q") as (server, port):
+        before = status_of(server, "VmRSS")
+        peers = [connect(port) for _ in range(20)]
+        for peer in peers:
+            fill_the_path(peer, bytes(32 * MIB))
+        assert status_of(server, "VmRSS") - before < 20 * MIB
+        with connect(port) as neighbour:
+            neighbour.sendall(b"hello")
+            assert neighbour.recv(100) == b"hello"
+        for peer in peers:
+            peer.close()
+
+
+def test_resets_leave_a_neighbour_served():
+    with running_server() as (_, port), connect(port) as neighbour:
+        for _ in range(50):
+            peer = connect(port)
+            peer.sendall(bytes(1000))
+            reset(peer)
+        neighbour.sendall(b"hello")
+        neighbour.shutdown(socket.SHUT_WR)
+        assert read_to_end(neighbour) == b"hello"
+
+
+def test_short_of_descriptors_it_neither_dies_nor_spins():
+    with running_server("-q", preexec_fn=few_descriptors) as (server, port):
+        peers = [connect(port) for _ in range(100)]
+        for peer in peers:
+            peer.sendall(b"hello")
+            peer.shutdown(socket.SHUT_WR)
+        assert [read_to_end(peer) for peer in peers] == [b"hello"] * 100
+        assert cpu_seconds(server) < 2
+        for peer in peers:
+            peer.close()
+        server.terminate()
+        _, log = server.communicate(timeout=HUNG)
+    assert server.returncode == 0
+    assert log.count("not accepting for now: too many open files") <= 1
+
+
+def few_descriptors() -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+
+
+def test_sigterm_with_megabytes_owed_delivers_them():
+    payload = os.urandom(32 * MIB)
+    with running_server() as (server, port), connect(port) as peer:
+        sent = fill_the_path(peer, payload)
+        assert sent > 2 * MIB
+        server.terminate()
+        assert read_to_end(peer) == payload[:sent]
+        peer.close()
+        assert server.wait(HUNG) == 0
+
+
+# What users may do
+
+
+def test_ctrl_c_ends_a_long_run_with_its_report():
+    with running("echo-client", "--loopback", "-c", "4", "-n", "100m") as client:
+        while status_of(client, "VmRSS") < 14 * MIB or cpu_seconds(client) < 0.3:
+            pass  # it has come to work
+        client.send_signal(signal.SIGINT)
+        out, err = client.communicate(timeout=HUNG)
+    assert client.returncode == 130
+    assert "bytes came back" in out
+    assert err == ""
+
+
+@pytest.mark.parametrize("arguments", ["-c 50", "-n 10"])
+def test_a_reader_that_leaves_costs_one_line(arguments):
+    shell = f'"{COMMANDS}/echo-client" --loopback {arguments} | head -c 0; echo "${{PIPESTATUS[0]}}"'
+    result = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=HUNG)
+    assert result.stdout == "1\n"
+    assert result.stderr == "echo-client: cannot write to standard output: broken pipe\n"
+
+
+def test_a_full_disk_is_reported():
+    with open("/dev/full", "w") as full:
+        result = run_client("--loopback", capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    assert result.returncode == 1
+    assert result.stderr == "echo-client: cannot write to standard output: no space left on device\n"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_no_obstacle(closed):
+    shell = f'"{COMMANDS}/echo-client" --loopback {closed}'
+    assert subprocess.run(["bash", "-c", shell], capture_output=True, timeout=HUNG).returncode == 0
+
+
+def test_a_server_whose_output_nobody_reads_serves_on():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with running("echo-server", "--host", LOCALHOST, "--port", "0", stdout=writer) as server:
+        os.close(writer)
+        port = 0
+        while not port:
+            port = listening_port(server)
+        assert run_client(f"{LOCALHOST}:{port}").returncode == 0
+        server.terminate()
+        _, log = server.communicate(timeout=HUNG)
+    assert server.returncode == 1
+    assert log.splitlines()[-1] == "echo-server: cannot write to standard output: broken pipe"
+
+
+def listening_port(process: subprocess.Popen) -> int:
+    """The port that a process listens on; 0 if it does not yet."""
+    sockets = set()
+    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+        try:
+            sockets.add(os.readlink(descriptor))
+        except OSError:
+            pass
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+            return int(fields[1].rpartition(":")[2], 16)
+    return 0
+
+
+# The start
+
+
+def test_listening_soon_after_the_imports_that_it_cannot_do_without(tmp_path):
+    """Within 1.6 times what the interpreter takes to import four modules of the library; the best of interleaved runs."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE", "PYTHON"))}
+    clean["PYTHONPYCACHEPREFIX"] = str(tmp_path)  # compiled, as an installed package is
+    imports = [sys.executable, "-c", "import argparse, selectors, socket, logging; print('imported', flush=True)"]
+    server = [COMMANDS / "echo-server", "--port", "0"]
+    best = {}
+    for attempt in range(12):
+        for name, command in (("imports", imports), ("server", server)):
+            started = time.perf_counter()
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=clean) as process:
+                process.stdout.readline()
+                took = time.perf_counter() - started
+                process.kill()
+            if attempt > 1:
+                best[name] = min(took, best.get(name, took))
+    assert best["server"] < 1.6 * best["imports"], best
