@@ -11,10 +11,10 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from helpers import HUNG, LOCALHOST
 
 from echopair.cli import client
 from echopair.cli.command import FAILED, INTERRUPTED, OK, TERMINATED, USAGE
+from helpers import HUNG, LOCALHOST
 
 
 @pytest.fixture
@@ -146,8 +146,7 @@ def test_a_refused_connection_is_one_line_and_status_1(capsys):
     assert client.main([f"{LOCALHOST}:{port}"]) == FAILED
     captured = capsys.readouterr()
     assert captured.err == (
-        f"echo-client: connection 1: cannot connect to {LOCALHOST}:{port}: "
-        "connection refused (nothing listens there)\n"
+        f"echo-client: connection 1: cannot connect to {LOCALHOST}:{port}: connection refused (nothing listens there)\n"
     )
     assert captured.out.startswith("0 of 1 connection, 0 messages: 0 bytes sent, 0 bytes came back")
 

@@ -15,7 +15,7 @@ from echopair.address import listen
 from echopair.client import EchoClient, Session
 from echopair.client.mismatch import agreement, diagnose, dump
 from echopair.client.payload import PERIOD, PIECE_SIZE, STAMP_SIZE, Payload
-from echopair.client.pipe import Pipe
+from echopair.client.pipe import Pipe, opened_anew
 from echopair.client.session import FULL, LENGTH, NONE
 from echopair.connection import Connection
 from helpers import LOCALHOST, read_all, reset, run_until, settle, small_pair, tcp_pair
@@ -497,8 +497,17 @@ class Plumbing:
         self.output, self.sink = os.pipe()
         near, self.server = tcp_pair()
         self.ended: list[Session] = []
-        own = {"source": self.source if source is None else source, "sink": self.sink if sink is None else sink}
-        self.session = Pipe(1, iter(()), ended=self.ended.append, **own, **options)
+        self.opened = opened_anew(self.sink if sink is None else sink)
+        sink, limit = self.opened.__enter__()
+        self.session = Pipe(
+            1,
+            iter(()),
+            ended=self.ended.append,
+            source=self.source if source is None else source,
+            sink=sink,
+            sink_limit=limit,
+            **options,
+        )
         self.connection = Connection(loop, near, self.session, "server", max_buffer=100_000)
         self.session.start(self.connection)
         self.open = [self.source, self.input, self.output, self.sink]
@@ -544,6 +553,7 @@ class Plumbing:
         self.connection.inbound = b""
         self.server.close()
         settle(self.loop)
+        self.opened.__exit__(None, None, None)
         for descriptor in self.open:
             os.close(descriptor)
 

@@ -81,7 +81,9 @@ def test_any_file_goes_through_the_pipe_and_back(tmp_path):
     (tmp_path / "file").write_bytes(os.urandom(20 * MIB))
     with running_server() as (_, port):
         shell = f'cat file | "{COMMANDS}/echo-client" {LOCALHOST}:{port} - | cmp - file; echo "${{PIPESTATUS[*]}}"'
-        result = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, cwd=tmp_path, timeout=HUNG)
+        result = subprocess.run(
+            ["bash", "-c", shell], check=False, capture_output=True, text=True, cwd=tmp_path, timeout=HUNG
+        )
     assert result.stdout == "0 0 0\n"
     assert result.stderr == ""
 
@@ -89,7 +91,9 @@ def test_any_file_goes_through_the_pipe_and_back(tmp_path):
 def test_a_long_stream_needs_no_more_memory_than_a_short_one():
     figures = {}
     for size in (1 * MIB, 400 * MIB):
-        with running("echo-client", "--loopback", "-", stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=False) as client:
+        with running(
+            "echo-client", "--loopback", "-", stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=False
+        ) as client:
             block = bytes(MIB)
             for _ in range(size // MIB):
                 client.stdin.write(block)
@@ -209,7 +213,7 @@ def test_ctrl_c_ends_a_long_run_with_its_report():
 @pytest.mark.parametrize("arguments", ["-c 50", "-n 10"])
 def test_a_reader_that_leaves_costs_one_line(arguments):
     shell = f'"{COMMANDS}/echo-client" --loopback {arguments} | head -c 0; echo "${{PIPESTATUS[0]}}"'
-    result = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=HUNG)
+    result = subprocess.run(["bash", "-c", shell], check=False, capture_output=True, text=True, timeout=HUNG)
     assert result.stdout == "1\n"
     assert result.stderr == "echo-client: cannot write to standard output: broken pipe\n"
 
@@ -224,7 +228,7 @@ def test_a_full_disk_is_reported():
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_standard_streams_are_no_obstacle(closed):
     shell = f'"{COMMANDS}/echo-client" --loopback {closed}'
-    assert subprocess.run(["bash", "-c", shell], capture_output=True, timeout=HUNG).returncode == 0
+    assert subprocess.run(["bash", "-c", shell], check=False, capture_output=True, timeout=HUNG).returncode == 0
 
 
 def test_a_server_whose_output_nobody_reads_serves_on():
@@ -261,7 +265,7 @@ def listening_port(process: subprocess.Popen) -> int:
 
 
 def test_listening_soon_after_the_imports_that_it_cannot_do_without(tmp_path):
-    """Within 1.6 times what the interpreter takes to import four modules of the library; the best of interleaved runs."""
+    """Within 1.6 times what the interpreter takes to import four of its modules; the best of interleaved runs."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE", "PYTHON"))}
     clean["PYTHONPYCACHEPREFIX"] = str(tmp_path)  # compiled, as an installed package is
     imports = [sys.executable, "-c", "import argparse, selectors, socket, logging; print('imported', flush=True)"]

@@ -19,6 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing would take a tenth of the start
     from typing import Any
 
+MAX_BACKLOG = 2**31 - 1  # an int; the system cuts it to the most that it grants (listen(2))
 PORT_ATTEMPTS = 16  # free ports to try until one is free on every address
 IN_PROGRESS = (0, errno.EINPROGRESS, errno.EWOULDBLOCK)  # the last is what Windows says
 
@@ -67,7 +68,7 @@ def split_host_port(text: str) -> tuple[str, int | None]:
 
 def parse_port(text: str) -> int:
     """Return the port number that `text` says; raises ValueError where it says none from 0 to 65535."""
-    if not (text.isascii() and text.isdigit() and int(text[:6]) <= 65535):
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535):
         raise ValueError(f"{text!r} is not a port: give a number from 0 to 65535")
     return int(text)
 
@@ -82,6 +83,8 @@ def resolve(host: str, port: int, family: int = socket.AF_UNSPEC, *, passive: bo
     try:
         # Bytes, where they will do: a string is encoded by a codec that takes a millisecond to import.
         name = host.encode("ascii" if host.isascii() else "idna") or None
+        if "\0" in host:
+            raise ValueError("a NUL in it")  # the resolver would stop reading there
         found = socket.getaddrinfo(name, port, family, socket.SOCK_STREAM, 0, flags)
     except socket.gaierror as error:
         raise AddressError(f"cannot resolve {host!r}: {error.strerror}; check the name") from None
@@ -149,7 +152,7 @@ def _listen_on(address: Address, port: int, backlog: int | None) -> socket.socke
         # Accepted sockets inherit it: without it an echo may wait 40 ms for a delayed ACK (RFC 896, tcp(7)).
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind((sockaddr[0], port, *sockaddr[2:]))
-        listener.listen(socket.SOMAXCONN if backlog is None else backlog)
+        listener.listen(MAX_BACKLOG if backlog is None else min(backlog, MAX_BACKLOG))
     except BaseException:
         listener.close()
         raise
@@ -219,8 +222,9 @@ class Dial:
             self._give_up(error)
             return
         self._timer.cancel()
-        self._loop.watch(self._sock, 0)
-        self._connected(self._sock, self._address)
+        sock, self._sock = self._sock, None  # from here on somebody else's
+        self._loop.watch(sock, 0)
+        self._connected(sock, self._address)
 
     def _give_up(self, error: OSError) -> None:
         self.cancel()

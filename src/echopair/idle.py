@@ -39,8 +39,10 @@ class IdleWatch:
 
     def _sweep(self) -> None:
         now = self._loop.now
-        for connection in [c for c in self._connections if now - c.active_at >= self._timeout]:
+        silent = [connection for connection in self._connections if now - connection.active_at >= self._timeout]
+        for connection in silent:
             connection.active_at = now  # told now; the next time is a timeout away
-            self._silent(connection)
         oldest = min((connection.active_at for connection in self._connections), default=now)
         self._timer = self._loop.call_at(max(oldest + self._timeout, now + self._timeout * PRECISION), self._sweep)
+        for connection in silent:
+            self._silent(connection)

@@ -137,9 +137,10 @@ class EventLoop:
             except Exception:
                 log.exception("a callback failed; %r is no longer watched", key.fileobj)
                 self.watch(key.fileobj, 0)
-        timers = self._timers
-        while timers and timers[0][0] <= self.now:
-            timer = heapq.heappop(timers)[2]
+        due = []
+        while self._timers and self._timers[0][0] <= self.now:
+            due.append(heapq.heappop(self._timers)[2])
+        for timer in due:
             callback, timer.callback = timer.callback, None
             if callback is not None:
                 self._call(callback)

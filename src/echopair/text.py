@@ -12,7 +12,7 @@ def count(number: int, noun: str) -> str:
 
 def size(number: float) -> str:
     """Return `999 B`, `1.50 KiB`, `12.3 MiB`: three digits and a binary unit (IEC 80000-13)."""
-    if number < 1024:
+    if number < 999.5:
         return f"{number:.3g} B"
     for unit in ("KiB", "MiB", "GiB", "TiB"):
         number /= 1024

@@ -8,6 +8,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +16,7 @@ from echopair.address import listen, parse_port, resolve, split_host_port
 from echopair.cli import options
 from echopair.cli.command import FAILED, INTERRUPTED, OK, TERMINATED, Output, complain, configure_logging, run
 from echopair.client.echo import CONNECT_TIMEOUT, TIMEOUT, EchoClient
-from echopair.client.pipe import Pipe
+from echopair.client.pipe import Pipe, opened_anew
 from echopair.client.session import FULL, LENGTH, NONE, Session
 from echopair.connection import Connection
 from echopair.loop import SIGINT, SIGTERM, EventLoop
@@ -43,16 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None, output: Output) -> int:
     args = _parse(argv)
     configure_logging(logging.WARNING)
-    with EventLoop() as loop:
+    with EventLoop() as loop, ExitStack() as stack:
         if args.loopback:
-            server = EchoServer(loop, listen(["localhost"], 0, options.family(args)))
+            server = EchoServer(loop, listen(["localhost"], 0, args.family))
             addresses = server.addresses
         else:
-            addresses = resolve(args.host, args.port, options.family(args))
+            addresses = resolve(args.host, args.port, args.family)
+        if args.pipe:
+            sink, limit = stack.enter_context(opened_anew(1))
+            sessions: list[Session] = [Pipe(1, iter(()), verify=args.verify, sink=sink, sink_limit=limit)]
+        else:
+            sessions = _sessions(args, output)
         client = EchoClient(
             loop,
             addresses,
-            _sessions(args, output),
+            sessions,
             done=loop.stop,
             timeout=args.timeout,
             connect_timeout=args.connect_timeout,
@@ -115,10 +121,8 @@ class Talk(Session):
 
 
 def _sessions(args: argparse.Namespace, output: Output) -> list[Session]:
-    """Return a session for every connection: a pipe, generated messages or a conversation."""
+    """Return a session for every connection, with generated messages or a conversation."""
     numbers = range(1, args.conns + 1)
-    if args.pipe:
-        return [Pipe(1, iter(()), verify=args.verify)]
     if args.message is None:
         from echopair.client.payload import Payload
 

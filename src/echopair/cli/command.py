@@ -28,28 +28,31 @@ LINES_PER_SECOND = 200  # in the log, of what peers cause; warnings are few and 
 class Output:
     """Standard output, for lines of text; when it takes no more, `failed` is called, once, and the rest is dropped."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:  # None where the shell says >&-
         self._stream = stream
         self.failure: OSError | None = None
         self.failed: Callable[[], object] = lambda: None
 
     def line(self, text: str, *, flush: bool = False) -> None:
         """Print one line, at once where `flush` is true."""
-        self._try(lambda: print(text, file=self._stream, flush=flush))
+        self._write(text + "\n")
+        if flush:
+            self.flush()
 
     def flush(self) -> None:
         """Bring out what is buffered."""
-        self._try(self._stream.flush)
+        self._write("", flush=True)
 
-    def _try(self, write: Callable[[], object]) -> None:
-        if self.failure:
+    def _write(self, text: str, *, flush: bool = False) -> None:
+        if self._stream is None or self.failure:
             return
         try:
-            write()
+            self._stream.write(text)
+            if flush:
+                self._stream.flush()
         except OSError as error:
             self.failure = error
-            # What is buffered has nowhere to go, and the interpreter would complain of it again as it exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            _point_at_null(self._stream.fileno())  # lest the interpreter complain of what is buffered as it exits
             self.failed()
 
 
@@ -75,14 +78,15 @@ def run(name: str, body: Callable[[Sequence[str] | None, Output], int], argv: Se
 
 def complain(name: str, message: str, status: int) -> int:
     """Say what is wrong, in one line on standard error, and return `status`."""
-    print(f"{name}: {message}", file=sys.stderr)
+    if sys.stderr:  # None where the shell says 2>&-, and then print would go to standard output
+        print(f"{name}: {message}", file=sys.stderr)
     return status
 
 
 def configure_logging(level: int) -> None:
     """Log to standard error, one line an event, from `level` on."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter(colour=sys.stderr.isatty() and not os.environ.get("NO_COLOR")))
+    handler = logging.StreamHandler() if sys.stderr else logging.NullHandler()
+    handler.setFormatter(LineFormatter(colour=bool(sys.stderr) and _wants_colour(sys.stderr)))
     handler.addFilter(LineLimit(LINES_PER_SECOND, time.monotonic))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.raiseExceptions = False  # a log that nobody can read any more is no reason to stop serving
@@ -131,10 +135,22 @@ class LineLimit(logging.Filter):
         return self._seen <= self._per_second
 
 
+def _wants_colour(stream: TextIO) -> bool:
+    """Return whether `stream` is a terminal whose owner did not forbid colour (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+def _point_at_null(descriptor: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    if null != descriptor:
+        os.dup2(null, descriptor)
+        os.close(null)
+
+
 def _open_standard_streams() -> None:
     """Point closed standard streams at the null device, lest a socket take their descriptor and get our prints."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor, this one
+            _point_at_null(descriptor)

@@ -64,28 +64,26 @@ def bare_host(text: str) -> str:
 def add_family(group: argparse._ArgumentGroup) -> None:
     """Add `-4` and `-6`."""
     either = group.add_mutually_exclusive_group()
-    either.add_argument("-4", "--ipv4", action="store_true", help="IPv4 only")
-    either.add_argument("-6", "--ipv6", action="store_true", help="IPv6 only")
-
-
-def family(args: argparse.Namespace) -> int:
-    """Return the address family that `-4` or `-6` asks for; AF_UNSPEC for both."""
-    return socket.AF_INET if args.ipv4 else socket.AF_INET6 if args.ipv6 else socket.AF_UNSPEC
+    both, four, six = socket.AF_UNSPEC, socket.AF_INET, socket.AF_INET6
+    either.add_argument("-4", "--ipv4", dest="family", action="store_const", const=four, default=both, help="IPv4 only")
+    either.add_argument("-6", "--ipv6", dest="family", action="store_const", const=six, default=both, help="IPv6 only")
 
 
 def _quantity(what: str, units: Mapping[str, float], advice: str, least: float, *, whole: bool) -> Callable[[str], Any]:
     spelled = {unit.lower(): scale for unit, scale in units.items()}
 
-    def read(text: str) -> float:
+    def read(text: str) -> Any:
         match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+) ?([a-z]*)", text.strip().lower(), re.ASCII)
         if not match or match[2] not in spelled:
             raise ValueError(f"{text!r} is not {what}: give {advice}")
-        value = float(match[1]) * spelled[match[2]]
-        if whole and value != int(value):
+        integer, _, fraction = match[1].partition(".")
+        digits, scale = int(integer + fraction) * spelled[match[2]], 10 ** len(fraction)
+        if whole and digits % scale:
             raise ValueError(f"{text!r} is not a whole number")
+        value = digits // scale if whole else digits / scale  # in integers, for a float has but 53 bits
         if value < least:
             raise ValueError(f"{text!r} is too small: the least is {least:g}")
-        return int(value) if whole else value
+        return value
 
     return checked(read)
 
@@ -108,10 +106,20 @@ class Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=30, width=100)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, argparse.SUPPRESS) or not action.option_strings:
+        if action.default is None or action.nargs == 0 or not action.option_strings:
             return action.help
-        shown = " ".join(action.default) if isinstance(action.default, list) else action.default
-        return f"{action.help} (default: {shown})"
+        shown = " ".join(action.default) if isinstance(action.default, list) else str(action.default)
+        return f"{action.help} (default: {shown.replace('%', '%%')})"
+
+
+class _Unusable:
+    """The default of an option whose environment variable makes no sense: an error only if it is needed."""
+
+    def __init__(self, complaint: str) -> None:
+        self.complaint = complaint
+
+    def __str__(self) -> str:
+        return self.complaint
 
 
 class Parser(argparse.ArgumentParser):
@@ -139,6 +147,9 @@ class Parser(argparse.ArgumentParser):
         namespace, unknown = self.parse_known_intermixed_args(argv)
         if unknown:
             raise UsageError(self._unknown(unknown[0]))
+        for value in vars(namespace).values():
+            if isinstance(value, _Unusable):
+                raise UsageError(value.complaint)
         return namespace
 
     def error(self, message: str) -> NoReturn:
@@ -152,15 +163,16 @@ class Parser(argparse.ArgumentParser):
             if name in ("", "--help", "--version") or variable not in environ:
                 continue
             try:
-                action.default = self._from_text(action, environ[variable])
+                value = self._from_text(action, environ[variable])
             except (ValueError, argparse.ArgumentTypeError) as error:
-                raise UsageError(f"{variable}: {error}") from None
+                value = _Unusable(f"{variable}: {error}")
+            self.set_defaults(**{action.dest: value})
 
     def _from_text(self, action: argparse.Action, text: str) -> Any:
         if action.nargs == 0:
             if text.lower() not in TRUE + FALSE:
                 raise ValueError(f"{text!r} is neither yes nor no")
-            return action.const if text.lower() in TRUE else action.default
+            return action.const if text.lower() in TRUE else self.get_default(action.dest)
         value = action.type(text) if callable(action.type) else text
         if action.choices is not None and value not in action.choices:
             raise ValueError(f"{text!r} is none of {', '.join(map(str, action.choices))}")

@@ -30,11 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None, output: Output) -> int:
     args = _parser().parse(argv, os.environ)
-    configure_logging(logging.DEBUG if args.verbose else logging.WARNING if args.quiet else logging.INFO)
+    configure_logging(args.log_level)
     hosts = [options.bare_host(host) for host in args.host]
     with EventLoop() as loop:
-        listeners = listen(hosts, args.port, options.family(args), args.backlog)
-        server = (VerboseEchoServer if args.verbose else EchoServer)(
+        listeners = listen(hosts, args.port, args.family, args.backlog)
+        server = (VerboseEchoServer if args.log_level == logging.DEBUG else EchoServer)(
             loop, listeners, max_conns=args.max_conns, max_buffer=args.max_buffer
         )
         if args.idle_timeout is not None:
@@ -105,7 +105,8 @@ def _parser() -> options.Parser:
         help="how long SIGTERM and SIGINT wait for what is owed")
 
     add = parser.add_argument_group("what to log, on standard error").add_mutually_exclusive_group().add_argument
-    add("-v", "--verbose", action="store_true", help="the payloads too, escaped and cut")
-    add("-q", "--quiet", action="store_true", help="problems only")
+    add("-v", "--verbose", dest="log_level", action="store_const", const=logging.DEBUG, default=logging.INFO,
+        help="the payloads too, escaped and cut")
+    add("-q", "--quiet", dest="log_level", action="store_const", const=logging.WARNING, help="problems only")
     # fmt: on
     return parser

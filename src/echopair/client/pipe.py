@@ -14,6 +14,8 @@ from __future__ import annotations
 import os
 import select
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from echopair.client.session import NONE, Session, error_name
@@ -28,13 +30,13 @@ MAX_OUTSTANDING = 64 * 1024 * 1024  # bytes kept to compare the echo with
 class Pipe(Session):
     """Sends what descriptor `source` yields, half-closes at its end, and writes the echo to descriptor `sink`.
 
-    Whatever came back is written out, also where it is wrong or the session failed. In reports the stream is one
-    message.
+    Whatever came back is written out, also where it is wrong or the session failed. `sink_limit` is how many bytes the
+    sink takes at once without blocking (see `opened_anew`). In reports the stream is one message.
     """
 
     source: int = 0
     sink: int = 1
-    _sink_limit: int = READ_SIZE  # bytes to write at once
+    sink_limit: int = select.PIPE_BUF
     _source_watched: bool = False
     _source_pollable: bool = True
     _sink_watched: bool = False
@@ -43,7 +45,6 @@ class Pipe(Session):
     def start(self, connection: Connection) -> None:
         """Begin, on a connection just made."""
         self.pieces_per_message = 1 << 62
-        self.sink, self._sink_limit = _open_sink(self.sink)
         Session.start(self, connection)  # super() does not know a class that slots made anew
 
     def place(self) -> str:
@@ -86,7 +87,6 @@ class Pipe(Session):
         self._lost = True
         self._watch_source(False)
         if not self.connection.inbound:
-            os.close(self.sink)
             self.ended(self)
 
     def _watch_source(self, wanted: bool) -> None:
@@ -133,7 +133,7 @@ class Pipe(Session):
     def _write(self, _events: int = WRITE) -> None:
         connection = self.connection
         try:
-            written = os.write(self.sink, memoryview(connection.inbound)[: self._sink_limit])
+            written = os.write(self.sink, memoryview(connection.inbound)[: self.sink_limit])
         except BlockingIOError:
             return
         except OSError as error:
@@ -147,12 +147,21 @@ class Pipe(Session):
                 self.finish()
 
 
-def _open_sink(descriptor: int) -> tuple[int, int]:
-    """Return a descriptor of our own for what `descriptor` is, and how many bytes it takes at once without blocking."""
+@contextmanager
+def opened_anew(descriptor: int) -> Iterator[tuple[int, int]]:
+    """Open what `descriptor` is a second time, to write without blocking; yield that, and how much it takes at once."""
     mode = os.fstat(descriptor).st_mode
+    limit = READ_SIZE if stat.S_ISREG(mode) else select.PIPE_BUF
+    anew = -1
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
         try:
-            return os.open(f"/dev/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY), READ_SIZE
+            anew = os.open(f"/dev/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
         except OSError:
-            pass  # /dev/fd missing, or somebody else's terminal
-    return os.dup(descriptor), READ_SIZE if stat.S_ISREG(mode) else select.PIPE_BUF
+            pass  # /dev/fd is missing, or the terminal somebody else's
+        else:
+            limit = READ_SIZE
+    anew = os.dup(descriptor) if anew < 0 else anew
+    try:
+        yield anew, limit
+    finally:
+        os.close(anew)

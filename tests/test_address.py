@@ -1,0 +1,521 @@
+"""Addresses: what a user may type, listening on all of them on one port, and connecting to the first that answers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import select
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from echopair import address
+from echopair.address import (
+    PORT_ATTEMPTS,
+    Address,
+    AddressError,
+    Dial,
+    explain,
+    format_address,
+    listen,
+    parse_port,
+    resolve,
+    split_host_port,
+)
+from echopair.loop import EventLoop
+from helpers import HUNG, LOCALHOST, Clock, descriptors, run_until, settle, tcp_pair
+
+ELSEWHERE = "127.0.0.2"  # another address of the loopback interface
+NOT_OURS = (socket.AF_INET, ("192.0.2.1", 0))  # TEST-NET-1, RFC 5737: no interface has it
+NO_FAMILY = (200, ("::", 0, 0, 0))  # beyond all families that there are
+UNREACHABLE = (socket.AF_INET, ("255.255.255.255", 7))  # TCP cannot broadcast: connect(2) fails at once
+TIMEOUT = 8.0
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no ::1")
+
+
+# Text
+
+
+@pytest.mark.parametrize(
+    ("sockaddr", "text"), [(("127.0.0.1", 80), "127.0.0.1:80"), (("::1", 80, 0, 0), "[::1]:80"), (("", 0), ":0")]
+)
+def test_address_is_shown_with_brackets_around_colons(sockaddr: tuple, text: str) -> None:
+    assert format_address(sockaddr) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", ("", None)),
+        ("host", ("host", None)),
+        ("host:80", ("host", 80)),
+        (":80", ("", 80)),
+        ("[::1]", ("::1", None)),
+        ("[::1]:0", ("::1", 0)),
+        ("[fe80::1%eth0]:7", ("fe80::1%eth0", 7)),
+        ("[host]:80", ("host", 80)),
+    ],
+)
+def test_host_and_port_are_split(text: str, parts: tuple[str, int | None]) -> None:
+    assert split_host_port(text) == parts
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("::1", r"'::1' is ambiguous: put an IPv6 address in brackets, like \[::1\]:12345"),
+        ("a:b:80", "ambiguous"),
+        ("[::1", r"'\[::1' is not an address: write \[IPV6\]:PORT"),
+        ("[::1]80", "not an address"),
+        ("host:", "'' is not a port"),
+        ("[::1]:", "'' is not a port"),
+        ("host:http", "'http' is not a port: give a number from 0 to 65535"),
+    ],
+)
+def test_what_cannot_be_split_says_how_to_write_it(text: str, advice: str) -> None:
+    with pytest.raises(ValueError, match=advice):
+        split_host_port(text)
+
+
+@pytest.mark.parametrize(("text", "port"), [("0", 0), ("80", 80), ("65535", 65535), ("00080", 80)])
+def test_port_is_a_number(text: str, port: int) -> None:
+    assert parse_port(text) == port
+
+
+@pytest.mark.parametrize("text", ["", "-1", "+1", "65536", "999999", "1e3", "8_0", " 80", "\u0668\u0660", "0000099999"])
+def test_anything_else_is_not_a_port(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a port: give a number from 0 to 65535"):
+        parse_port(text)
+
+
+# Resolving
+
+
+def test_loopback_is_what_an_empty_host_means_to_a_client_and_every_interface_to_a_server() -> None:
+    assert resolve("", 80, socket.AF_INET) == [(socket.AF_INET, ("127.0.0.1", 80))]
+    assert resolve("", 80, socket.AF_INET, passive=True) == [(socket.AF_INET, ("0.0.0.0", 80))]
+
+
+def test_addresses_keep_the_resolvers_order_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    four, six = ("127.0.0.1", 80), ("::1", 80, 0, 0)
+    found = [
+        (socket.AF_INET6, socket.SOCK_STREAM, 6, "", six),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", four),
+        (socket.AF_INET6, socket.SOCK_STREAM, 6, "", six),
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_arguments: found)
+    assert resolve("host", 80) == [(socket.AF_INET6, six), (socket.AF_INET, four)]
+
+
+def test_international_name_is_resolved_in_its_ascii_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_arguments: asked.append(host) or [])
+    resolve("b\u00fccher.example", 80)
+    assert asked == [b"xn--bcher-kva.example"]
+
+
+def test_name_without_an_address_says_to_check_it() -> None:
+    with pytest.raises(AddressError, match=r"^cannot resolve '127\.0\.0\.1': .+; check the name$"):
+        resolve("127.0.0.1", 80, socket.AF_INET6)
+
+
+@pytest.mark.parametrize(
+    "host", ["\u00fc" * 64, "\u00fc..example", "\udcff", "127.0.0.1\0.example"], ids=["long", "empty", "byte", "NUL"]
+)
+def test_what_cannot_be_a_name_is_refused_as_such(host: str) -> None:
+    with pytest.raises(AddressError, match=r"^cannot resolve '.+': not a host name \(.+\)$"):
+        resolve(host, 80)
+
+
+# Listening
+
+
+@contextmanager
+def listening(*hosts: str, **options: int | None) -> Iterator[list[socket.socket]]:
+    """Listen on a free port, for a while."""
+    listeners = listen(hosts, 0, **options)
+    try:
+        yield listeners
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+def hosts_are(monkeypatch: pytest.MonkeyPatch, **hosts: list[Address]) -> None:
+    """Give names addresses of our choice."""
+    monkeypatch.setattr(address, "resolve", lambda host, *_arguments, **_options: hosts[host])
+
+
+@pytest.fixture
+def taken() -> Iterator[tuple[str, int]]:
+    """An address that somebody listens on."""
+    with socket.create_server((LOCALHOST, 0)) as listener:
+        yield listener.getsockname()
+
+
+def accepting_queue(listener: socket.socket) -> int:
+    """Return how many connections a listener's queue takes (tcp_info's tcpi_sacked, where it listens)."""
+    return struct.unpack_from("I", listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32), 28)[0]
+
+
+@pytest.mark.parametrize("second", [ELSEWHERE, pytest.param("::1", marks=needs_ipv6)])
+def test_free_port_is_the_same_on_every_address(second: str) -> None:
+    with listening(LOCALHOST, second) as listeners:
+        assert [listener.getsockname()[0] for listener in listeners] == [LOCALHOST, second]
+        assert len({listener.getsockname()[1] for listener in listeners}) == 1
+
+
+@needs_ipv6
+def test_every_interface_can_be_listened_on_in_both_families_at_once() -> None:
+    with listening("0.0.0.0", "::") as listeners:
+        assert len(listeners) == 2
+
+
+def test_one_family_is_listened_on_where_one_is_asked_for() -> None:
+    with listening("", family=socket.AF_INET) as listeners:
+        assert [listener.family for listener in listeners] == [socket.AF_INET]
+
+
+def test_address_named_twice_is_listened_on_once() -> None:
+    with listening(LOCALHOST, ELSEWHERE, LOCALHOST) as listeners:
+        assert len(listeners) == 2
+
+
+def test_listener_and_what_it_accepts_are_set_up() -> None:
+    with listening(LOCALHOST) as [listener], socket.create_connection(listener.getsockname()):
+        assert not listener.getblocking()
+        assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+        select.select([listener], [], [], HUNG)
+        with listener.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_port_is_never_shared_where_reusing_an_address_would_do_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(address, "os", SimpleNamespace(name="nt"))
+    with listening(LOCALHOST) as [listener]:
+        assert not listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+
+
+def test_queue_is_as_long_as_asked() -> None:
+    with listening(LOCALHOST, backlog=3) as [listener]:
+        assert accepting_queue(listener) == 3
+
+
+@pytest.mark.parametrize("backlog", [None, 2**32])
+def test_queue_is_as_long_as_the_system_grants(backlog: int | None) -> None:
+    with listening(LOCALHOST, backlog=backlog) as [listener]:
+        assert accepting_queue(listener) == int(Path("/proc/sys/net/core/somaxconn").read_text())
+
+
+def test_taken_port_says_so_and_what_to_do(taken: tuple[str, int]) -> None:
+    with pytest.raises(AddressError) as caught:
+        listen([LOCALHOST], taken[1])
+    assert str(caught.value) == (
+        f"cannot listen on {format_address(taken)}: address already in use "
+        "(another program has this port; choose another, or 0 for any that is free)"
+    )
+
+
+def test_taken_address_is_not_left_out(monkeypatch: pytest.MonkeyPatch, taken: tuple[str, int]) -> None:
+    hosts_are(monkeypatch, both=[(socket.AF_INET, taken), (socket.AF_INET, (ELSEWHERE, taken[1]))])
+    with pytest.raises(AddressError, match="address already in use"):
+        listen(["both"], taken[1])
+
+
+class Contested:
+    """Binding as it is where others take the port that the kernel chose before every address has it, so many times."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+        self.times = times
+        self.attempts = 0
+        self._listen_on = address._listen_on
+        monkeypatch.setattr(address, "_listen_on", self)
+
+    def __call__(self, where: Address, port: int, backlog: int | None) -> socket.socket:
+        if port:
+            self.attempts += 1
+            if self.attempts <= self.times:
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        return self._listen_on(where, port, backlog)
+
+
+def test_free_port_that_is_taken_on_the_next_address_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    contested = Contested(monkeypatch, 3)
+    with listening(LOCALHOST, ELSEWHERE) as listeners:
+        assert len({listener.getsockname()[1] for listener in listeners}) == 1
+    assert contested.attempts > 3
+
+
+def test_search_for_a_free_port_ends_and_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    contested = Contested(monkeypatch, 2 * PORT_ATTEMPTS)
+    before = descriptors()
+    with pytest.raises(AddressError, match=f"^cannot listen on {ELSEWHERE}:[1-9][0-9]*: address already in use"):
+        listen([LOCALHOST, ELSEWHERE], 0)
+    assert contested.attempts == PORT_ATTEMPTS
+    assert descriptors() == before
+
+
+def test_privileged_port_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unprivileged(socket.socket):
+        def bind(self, _address: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket, "socket", Unprivileged)
+    with pytest.raises(AddressError) as caught:
+        listen([LOCALHOST], 7)
+    assert str(caught.value) == ("cannot listen on 127.0.0.1:7: permission denied (ports below 1024 need privileges)")
+
+
+@pytest.mark.parametrize("missing", [NOT_OURS, NO_FAMILY], ids=["no address", "no family"])
+def test_address_that_this_machine_lacks_is_left_out(monkeypatch: pytest.MonkeyPatch, missing: Address) -> None:
+    hosts_are(monkeypatch, both=[missing, (socket.AF_INET, (LOCALHOST, 0))])
+    with listening("both") as [listener]:
+        assert listener.getsockname()[0] == LOCALHOST
+
+
+def test_host_whose_every_address_this_machine_lacks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts_are(monkeypatch, here=[(socket.AF_INET, (LOCALHOST, 0))], away=[NO_FAMILY, NOT_OURS])
+    with pytest.raises(AddressError, match=r"on 192\.0\.2\.1:[1-9].*\(no interface here has this address\)$"):
+        listen(["here", "away"], 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "port", "text"),
+    [
+        (OSError(errno.EACCES, "Permission denied"), 1023, "permission denied (ports below 1024 need privileges)"),
+        (OSError(errno.EACCES, "Permission denied"), 1024, "permission denied"),
+        (OSError(errno.EACCES, "Permission denied"), 0, "permission denied"),
+        (OSError(errno.ECONNREFUSED, "Connection refused"), 7, "connection refused (nothing listens there)"),
+        (
+            OSError(errno.EMFILE, "Too many open files"),
+            0,
+            "too many open files (too many open files for this process; see ulimit -n)",
+        ),
+        (OSError(errno.ECONNRESET, "Connection reset by peer"), 7, "connection reset by peer"),
+        (OSError("Odd"), 7, "odd"),
+    ],
+)
+def test_error_is_explained_with_its_remedy(error: OSError, port: int, text: str) -> None:
+    assert explain(error, port) == text
+
+
+# Dialling
+
+
+class Call:
+    """A dial and what came of it."""
+
+    def __init__(self, loop: EventLoop, *addresses: Address) -> None:
+        self.sock: socket.socket | None = None
+        self.address: Address | None = None
+        self.error: OSError | None = None
+        self.calls = 0
+        self.then: Callable[[], object] = lambda: None
+        self.dial = Dial(loop, addresses, TIMEOUT, self.connected, self.failed)
+
+    def connected(self, sock: socket.socket, where: Address) -> None:
+        self.calls += 1
+        self.sock, self.address = sock, where
+        self.then()
+
+    def failed(self, error: OSError, where: Address) -> None:
+        self.calls += 1
+        self.error, self.address = error, where
+
+
+@pytest.fixture
+def answering() -> Iterator[Address]:
+    with socket.create_server((LOCALHOST, 0)) as listener:
+        yield socket.AF_INET, listener.getsockname()
+
+
+@pytest.fixture
+def refusing() -> Iterator[Address]:
+    """An address that is taken, so that nobody else listens there, and not listened on."""
+    with socket.socket() as sock:
+        sock.bind((LOCALHOST, 0))
+        yield socket.AF_INET, sock.getsockname()
+
+
+@pytest.fixture
+def deaf() -> Iterator[Address]:
+    """An address that does not answer: its listen queue of one is full (listen(2), tcp_abort_on_overflow)."""
+    with (
+        socket.create_server((LOCALHOST, 0), backlog=0) as listener,
+        socket.create_connection(listener.getsockname()),
+    ):
+        select.select([listener], [], [], HUNG)
+        yield socket.AF_INET, listener.getsockname()
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Let this process open nothing more (getrlimit(2), RLIMIT_NOFILE)."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def already_connected(monkeypatch: pytest.MonkeyPatch, *sockets: socket.socket) -> None:
+    """Let dials begin with these sockets, ready in the turn after."""
+    waiting = iter(sockets)
+    monkeypatch.setattr(address, "_start_connecting", lambda _address: next(waiting))
+
+
+def test_dial_needs_an_address(loop: EventLoop) -> None:
+    with pytest.raises(ValueError, match="no address to connect to"):
+        Dial(loop, [], TIMEOUT, pytest.fail, pytest.fail)
+
+
+def test_dial_connects_without_delay_or_blocking(loop: EventLoop, answering: Address) -> None:
+    call = Call(loop, answering)
+    run_until(loop, lambda: call.calls)
+    with call.sock as sock:
+        assert sock.getpeername() == answering[1]
+        assert not sock.getblocking()
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert call.address == answering
+
+
+def test_dial_calls_from_the_loop_and_once(loop: EventLoop, clock: Clock, refusing: Address) -> None:
+    call = Call(loop, refusing)
+    assert call.calls == 0
+    run_until(loop, lambda: call.calls)
+    clock.advance(TIMEOUT)
+    settle(loop)
+    assert call.calls == 1
+
+
+def test_refusal_is_told(loop: EventLoop, refusing: Address) -> None:
+    call = Call(loop, refusing)
+    run_until(loop, lambda: call.calls)
+    assert isinstance(call.error, ConnectionRefusedError)
+    assert call.address == refusing
+
+
+def test_the_next_address_is_tried(loop: EventLoop, refusing: Address, answering: Address) -> None:
+    call = Call(loop, UNREACHABLE, refusing, answering, UNREACHABLE)
+    run_until(loop, lambda: call.calls)
+    call.sock.close()
+    assert call.address == answering
+
+
+@pytest.mark.parametrize("last", [errno.ECONNREFUSED, errno.ENETUNREACH])
+def test_the_last_address_says_why_none_answered(loop: EventLoop, refusing: Address, last: int) -> None:
+    addresses = [refusing, UNREACHABLE] if last == errno.ENETUNREACH else [UNREACHABLE, refusing]
+    call = Call(loop, *addresses)
+    run_until(loop, lambda: call.calls)
+    assert call.error.errno == last
+    assert call.error.strerror == os.strerror(last)
+    assert call.address == addresses[-1]
+
+
+def test_silence_fails_after_the_timeout(loop: EventLoop, clock: Clock, deaf: Address) -> None:
+    call = Call(loop, deaf)
+    settle(loop)
+    clock.advance(TIMEOUT - 0.5)
+    settle(loop)
+    assert call.calls == 0
+    clock.advance(0.5)
+    settle(loop)
+    assert (call.error.errno, str(call.error.strerror)) == (errno.ETIMEDOUT, "no answer within 8 s")
+
+
+def test_every_address_has_the_whole_timeout(loop: EventLoop, clock: Clock, deaf: Address) -> None:
+    call = Call(loop, deaf, deaf)
+    settle(loop)
+    clock.advance(TIMEOUT)
+    settle(loop)
+    clock.advance(TIMEOUT - 0.5)
+    settle(loop)
+    assert call.calls == 0
+    clock.advance(0.5)
+    settle(loop)
+    assert call.error.errno == errno.ETIMEDOUT
+
+
+def test_dial_cancelled_before_it_began_never_calls(loop: EventLoop, answering: Address) -> None:
+    call = Call(loop, answering)
+    call.dial.cancel()
+    settle(loop)
+    assert call.calls == 0
+
+
+def test_dial_cancelled_while_it_waits_never_calls(loop: EventLoop, clock: Clock, deaf: Address) -> None:
+    call = Call(loop, deaf, deaf)
+    settle(loop)
+    call.dial.cancel()
+    clock.advance(TIMEOUT)
+    settle(loop)
+    assert call.calls == 0
+
+
+def test_dial_cancelled_after_it_failed_stays_as_it_is(loop: EventLoop, refusing: Address) -> None:
+    call = Call(loop, refusing)
+    run_until(loop, lambda: call.calls)
+    call.dial.cancel()
+    call.dial.cancel()
+    settle(loop)
+    assert call.calls == 1
+
+
+def test_dial_cancelled_after_it_connected_leaves_the_socket_to_its_owner(loop: EventLoop, answering: Address) -> None:
+    call = Call(loop, answering)
+    run_until(loop, lambda: call.calls)
+    with call.sock as sock:
+        call.dial.cancel()
+        assert sock.getpeername() == answering[1]
+
+
+def test_dial_cancelled_by_another_that_is_ready_in_the_same_turn_never_calls(
+    loop: EventLoop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = [tcp_pair(), tcp_pair()]
+    already_connected(monkeypatch, *(ours for ours, _ in pairs))
+    one, other = Call(loop, UNREACHABLE), Call(loop, UNREACHABLE)
+    one.then, other.then = other.dial.cancel, one.dial.cancel
+    settle(loop)
+    assert one.calls + other.calls == 1
+    assert caplog.messages == []
+    assert [ours.fileno() for ours, _ in pairs].count(-1) == 1
+    for ours, peer in pairs:
+        ours.close()
+        peer.close()
+
+
+def test_connection_to_oneself_is_a_refusal(loop: EventLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as sock:
+        sock.bind((LOCALHOST, 0))
+        sock.connect(sock.getsockname())
+        already_connected(monkeypatch, sock)
+        call = Call(loop, (socket.AF_INET, sock.getsockname()))
+        run_until(loop, lambda: call.calls)
+    assert call.error.errno == errno.ECONNREFUSED
+
+
+def test_want_of_descriptors_is_told(loop: EventLoop, answering: Address) -> None:
+    call = Call(loop, answering)
+    with no_descriptor_left():
+        settle(loop)
+    assert call.error.errno == errno.EMFILE

@@ -1,0 +1,269 @@
+"""Options: quantities, the environment, help, and errors of one line."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import socket
+
+import pytest
+
+from echopair import __version__
+from echopair.cli import options
+from echopair.cli.options import UsageError, bare_host, checked, count, duration, size
+
+
+def parser() -> options.Parser:
+    parser = options.Parser("echo-test", "Tests.", "examples:\n  echo-test")
+    add = parser.add_argument
+    add("target", nargs="?", help="where to")
+    add("-p", "--port", type=checked(int), default=12345, help="its port")
+    add("--host", action=options.Collect, default=["localhost"], help="its name")
+    add("-m", "--message", action=options.Collect, help="what to say")
+    add("--say-it", choices=["loud", "low"], default="low", help="how")
+    add("--max", type=size(1), default="256K", help="how much")
+    add("--delay", type=duration(), default=0.0, help="how late")
+    add("-q", "--quiet", action="store_true", help="say less")
+    options.add_family(parser.add_argument_group("where"))
+    return parser
+
+
+def parse(*argv: str, **environ: str) -> argparse.Namespace:
+    return parser().parse(argv, environ)
+
+
+# Quantities
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("0", 0), ("1024", 1024), ("64K", 65536), ("64k", 65536), (" 2 M ", 2097152), ("1G", 1073741824), ("1.5K", 1536)],
+)
+def test_size_is_bytes_or_binary_units(text: str, number: int) -> None:
+    value = size()(text)
+    assert value == number
+    assert isinstance(value, int)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("7", 7),
+        ("10k", 10_000),
+        ("10K", 10_000),
+        ("2m", 2_000_000),
+        (".5k", 500),
+        ("1.001k", 1001),
+        ("2.05m", 2_050_000),
+    ],
+)
+def test_count_is_a_number_or_decimal_units(text: str, number: int) -> None:
+    value = count()(text)
+    assert value == number
+    assert isinstance(value, int)
+
+
+@pytest.mark.parametrize("digits", ["9007199254740993", "9" * 400], ids=["2**53 + 1", "400 digits"])
+@pytest.mark.parametrize("read", [size(), count()], ids=["size", "count"])
+def test_large_numbers_are_exact(read, digits: str) -> None:
+    assert read(digits) == int(digits)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("5", 5), ("2s", 2), ("0.5", 0.5), ("250us", 0.00025), ("500ms", 0.5), ("2m", 120), ("1.5H", 5400)],
+)
+def test_duration_is_seconds_or_with_a_unit(text: str, seconds: float) -> None:
+    assert duration()(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("9" * 400, math.inf), ("0." + "0" * 400 + "1", 0)], ids=["long", "short"]
+)
+def test_duration_knows_eternity_and_an_instant(text: str, seconds: float) -> None:
+    assert duration()(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "complaint"),
+    [
+        (size(), "", "'' is not a size: give a number of bytes, or with K, M, G (1024), like 64K"),
+        (size(), "64KB", "'64KB' is not a size: give a number of bytes, or with K, M, G (1024), like 64K"),
+        (size(), "1.0001K", "'1.0001K' is not a whole number"),
+        (size(), "-1", "'-1' is not a size: give a number of bytes, or with K, M, G (1024), like 64K"),
+        (size(1), "0", "'0' is too small: the least is 1"),
+        (count(), "1.5", "'1.5' is not a whole number"),
+        (count(), "1e3", "'1e3' is not a number: give a whole number, or with k, m (1000), like 10k"),
+        (count(), "1.k", "'1.k' is not a number: give a whole number, or with k, m (1000), like 10k"),
+        (count(), "\u0661", "'\u0661' is not a number: give a whole number, or with k, m (1000), like 10k"),
+        (duration(), "soon", "'soon' is not a duration: give seconds, or with us, ms, s, m, h, like 500ms"),
+        (duration(), "1d", "'1d' is not a duration: give seconds, or with us, ms, s, m, h, like 500ms"),
+        (duration(0.001), "1us", "'1us' is too small: the least is 0.001"),
+    ],
+)
+def test_what_is_no_quantity_says_what_would_be(read, text: str, complaint: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError) as caught:
+        read(text)
+    assert str(caught.value) == complaint
+
+
+@pytest.mark.parametrize(("text", "host"), [("[::1]", "::1"), ("::1", "::1"), ("[::1", "[::1"), ("host]", "host]")])
+def test_brackets_around_a_host_are_left_out(text: str, host: str) -> None:
+    assert bare_host(text) == host
+
+
+# The command line
+
+
+def test_defaults_are_read_as_if_they_were_given() -> None:
+    args = parse()
+    assert (args.port, args.host, args.message, args.max, args.quiet) == (12345, ["localhost"], None, 262144, False)
+
+
+def test_argv_is_the_process_own_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["echo-test", "--port", "7"])
+    assert parser().parse(None, {}).port == 7
+
+
+def test_first_repeated_option_replaces_the_default_and_the_next_are_added() -> None:
+    args = parse("--host", "a", "-m", "1", "--host", "b", "-m", "2")
+    assert (args.host, args.message) == (["a", "b"], ["1", "2"])
+    assert parse().host == ["localhost"]
+
+
+def test_options_and_arguments_mix() -> None:
+    args = parse("-q", "server:7", "--port", "9")
+    assert (args.quiet, args.target, args.port) == (True, "server:7", 9)
+
+
+@pytest.mark.parametrize(
+    ("argv", "family"),
+    [([], socket.AF_UNSPEC), (["-4"], socket.AF_INET), (["--ipv6"], socket.AF_INET6)],
+)
+def test_family_is_both_unless_one_is_asked_for(argv: list[str], family: int) -> None:
+    assert parse(*argv).family == family
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        (["a", "b"], "unexpected argument 'b'"),
+        (["--prot", "7"], "unknown option --prot; did you mean --port?"),
+        (["--prot=7"], "unknown option --prot=7; did you mean --port?"),
+        (["--xyzzy"], "unknown option --xyzzy"),
+        (["--po", "7"], "unknown option --po; did you mean --port?"),
+        (["--port"], "-p/--port: expected one argument"),
+        (["--port", "x"], "-p/--port: invalid literal for int() with base 10: 'x'"),
+        (["--max", "0"], "--max: '0' is too small: the least is 1"),
+        (["-4", "-6"], "-6/--ipv6: not allowed with argument -4/--ipv4"),
+    ],
+)
+def test_wrong_usage_is_told_in_one_line(argv: list[str], complaint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(*argv)
+    assert str(caught.value) == complaint
+
+
+# The environment
+
+
+@pytest.mark.parametrize(
+    ("environ", "name", "value"),
+    [
+        ({"ECHO_TEST_PORT": "7"}, "port", 7),
+        ({"ECHO_TEST_HOST": "a"}, "host", ["a"]),
+        ({"ECHO_TEST_SAY_IT": "loud"}, "say_it", "loud"),
+        ({"ECHO_TEST_MAX": "1K"}, "max", 1024),
+        ({"ECHO_TEST_QUIET": "yes"}, "quiet", True),
+        ({"ECHO_TEST_QUIET": "TRUE"}, "quiet", True),
+        ({"ECHO_TEST_QUIET": "0"}, "quiet", False),
+        ({"ECHO_TEST_QUIET": ""}, "quiet", False),
+        ({"ECHO_TEST_IPV6": "yes"}, "family", socket.AF_INET6),
+        ({"ECHO_TEST_IPV4": "yes", "ECHO_TEST_IPV6": "no"}, "family", socket.AF_INET),
+        ({"ECHO_TEST_TARGET": "no option"}, "target", None),
+        ({"ECHO_TEST_HELP": "yes", "ECHO_TEST_VERSION": "yes"}, "quiet", False),
+        ({"ECHO_SERVER_PORT": "7"}, "port", 12345),
+    ],
+)
+def test_environment_sets_defaults(environ: dict[str, str], name: str, value: object) -> None:
+    assert getattr(parse(**environ), name) == value
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "name", "value"),
+    [
+        (["-p", "8"], {"ECHO_TEST_PORT": "7"}, "port", 8),
+        (["--host", "b", "--host", "c"], {"ECHO_TEST_HOST": "a"}, "host", ["b", "c"]),
+    ],
+)
+def test_command_line_wins(argv: list[str], environ: dict[str, str], name: str, value: object) -> None:
+    assert getattr(parse(*argv, **environ), name) == value
+
+
+@pytest.mark.parametrize(
+    ("argv", "family"), [([], socket.AF_INET), (["-4"], socket.AF_INET), (["-6"], socket.AF_INET6)]
+)
+def test_command_line_wins_where_one_option_excludes_the_other(argv: list[str], family: int) -> None:
+    assert parse(*argv, ECHO_TEST_IPV4="yes").family == family
+
+
+@pytest.mark.parametrize(
+    ("environ", "complaint"),
+    [
+        ({"ECHO_TEST_PORT": "x"}, "ECHO_TEST_PORT: invalid literal for int() with base 10: 'x'"),
+        ({"ECHO_TEST_MAX": "0"}, "ECHO_TEST_MAX: '0' is too small: the least is 1"),
+        ({"ECHO_TEST_SAY_IT": "so"}, "ECHO_TEST_SAY_IT: 'so' is none of loud, low"),
+        ({"ECHO_TEST_QUIET": "maybe"}, "ECHO_TEST_QUIET: 'maybe' is neither yes nor no"),
+    ],
+)
+def test_wrong_environment_is_told_by_the_variables_name(environ: dict[str, str], complaint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(**environ)
+    assert str(caught.value) == complaint
+
+
+# Help
+
+
+def help_text(capsys: pytest.CaptureFixture[str], **environ: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        parse("--help", **environ)
+    assert not caught.value.code
+    return capsys.readouterr().out
+
+
+def test_help_has_every_default_the_examples_and_the_conventions(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = help_text(capsys)
+    for line in (
+        "its port (default: 12345)\n",
+        "its name (default: localhost)\n",
+        "what to say\n",
+        "how (default: low)\n",
+        "how much (default: 256K)\n",
+        "say less\n",
+        "where to\n",
+        "show this and exit\n",
+        "examples:\n  echo-test\n",
+        "--port by ECHO_TEST_PORT and so on; the command line wins.\n",
+    ):
+        assert line in shown
+
+
+def test_help_shows_a_default_of_nothing_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "how late (default: 0.0)\n" in help_text(capsys)
+
+
+def test_help_takes_a_percent_sign_for_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "its name (default: fe80::1%eth0)\n" in help_text(capsys, ECHO_TEST_HOST="fe80::1%eth0")
+
+
+def test_help_needs_no_sound_environment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "its port" in help_text(capsys, ECHO_TEST_PORT="x")
+
+
+def test_version_names_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("--version")
+    assert not caught.value.code
+    assert capsys.readouterr().out == f"echo-test {__version__}{os.linesep}"

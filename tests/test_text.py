@@ -1,0 +1,107 @@
+"""Words: how counts, sizes, times, errors and payloads read."""
+
+from __future__ import annotations
+
+import ast
+import errno
+
+import pytest
+
+from echopair.text import count, duration, printable, reason, size
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0 bytes"), (1, "1 byte"), (2, "2 bytes"), (1000, "1,000 bytes"), (1234567, "1,234,567 bytes")],
+)
+def test_count_is_grouped_and_in_the_plural_but_for_one(number: int, text: str) -> None:
+    assert count(number, "byte") == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 B"),
+        (1.5, "1.5 B"),
+        (999, "999 B"),
+        (1000, "0.98 KiB"),
+        (1023, "1.00 KiB"),
+        (1024, "1.00 KiB"),
+        (1536, "1.50 KiB"),
+        (9.994 * 1024, "9.99 KiB"),
+        (9.996 * 1024, "10.0 KiB"),
+        (99.94 * 1024, "99.9 KiB"),
+        (99.96 * 1024, "100 KiB"),
+        (999 * 1024, "999 KiB"),
+        (1000 * 1024, "0.98 MiB"),
+        (12.3 * 1024**2, "12.3 MiB"),
+        (2 * 1024**3, "2.00 GiB"),
+        (3 * 1024**4, "3.00 TiB"),
+        (2000 * 1024**4, "2000 TiB"),
+    ],
+)
+def test_size_has_three_digits_and_a_binary_unit(number: float, text: str) -> None:
+    assert size(number) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.00 us"),
+        (1e-6, "1.00 us"),
+        (812e-6, "812 us"),
+        (999.4e-6, "999 us"),
+        (999.6e-6, "1.00 ms"),
+        (1.2e-3, "1.20 ms"),
+        (34.5e-3, "34.5 ms"),
+        (999.4e-3, "999 ms"),
+        (999.6e-3, "1.00 s"),
+        (3.4, "3.40 s"),
+        (119.4, "119 s"),
+        (120, "2 min 0 s"),
+        (125.9, "2 min 5 s"),
+        (7325, "122 min 5 s"),
+    ],
+)
+def test_duration_has_three_digits_and_a_unit(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_printable_is_ascii_and_says_what_every_byte_was() -> None:
+    data = bytes(range(256))
+    shown = printable(data, limit=256)
+    assert shown.isascii()
+    assert shown.isprintable()
+    assert ast.literal_eval("b" + shown) == data
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"", '""'),
+        (b"four", '"four"'),
+        (b"fiver", '"five" and 1 byte more'),
+        (b"\n\n\n\n\n\n", r'"\n\n\n\n" and 2 bytes more'),
+        (bytes(2004), r'"\x00\x00\x00\x00" and 2,000 bytes more'),
+    ],
+)
+def test_printable_is_cut_and_counts_the_rest(data: bytes, text: str) -> None:
+    assert printable(data, limit=4) == text
+
+
+def test_printable_is_cut_to_a_line() -> None:
+    assert printable(b"x" * 60) == '"' + "x" * 60 + '"'
+    assert printable(b"x" * 61) == '"' + "x" * 60 + '" and 1 byte more'
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "connection reset by peer"),
+        (TimeoutError("Idle for 5 s"), "idle for 5 s"),
+        (OSError(), "oserror"),
+        (RuntimeError(), "runtimeerror"),
+    ],
+)
+def test_reason_is_what_the_error_says_or_else_its_type(error: Exception, text: str) -> None:
+    assert reason(error) == text
