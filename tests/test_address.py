@@ -262,6 +262,13 @@ def test_free_port_that_is_taken_on_the_next_address_is_replaced(monkeypatch: py
     assert contested.attempts > 3
 
 
+def test_port_that_was_asked_for_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    contested = Contested(monkeypatch, 2)
+    with pytest.raises(AddressError, match=f"^cannot listen on {LOCALHOST}:7: address already in use"):
+        listen([LOCALHOST], 7)
+    assert contested.attempts == 1
+
+
 def test_search_for_a_free_port_ends_and_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
     contested = Contested(monkeypatch, 2 * PORT_ATTEMPTS)
     before = descriptors()
@@ -279,7 +286,7 @@ def test_privileged_port_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "socket", Unprivileged)
     with pytest.raises(AddressError) as caught:
         listen([LOCALHOST], 7)
-    assert str(caught.value) == ("cannot listen on 127.0.0.1:7: permission denied (ports below 1024 need privileges)")
+    assert str(caught.value) == "cannot listen on 127.0.0.1:7: permission denied (ports below 1024 need privileges)"
 
 
 @pytest.mark.parametrize("missing", [NOT_OURS, NO_FAMILY], ids=["no address", "no family"])
@@ -299,6 +306,7 @@ def test_host_whose_every_address_this_machine_lacks_is_an_error(monkeypatch: py
     ("error", "port", "text"),
     [
         (OSError(errno.EACCES, "Permission denied"), 1023, "permission denied (ports below 1024 need privileges)"),
+        (OSError(errno.EACCES, "Permission denied"), 1, "permission denied (ports below 1024 need privileges)"),
         (OSError(errno.EACCES, "Permission denied"), 1024, "permission denied"),
         (OSError(errno.EACCES, "Permission denied"), 0, "permission denied"),
         (OSError(errno.ECONNREFUSED, "Connection refused"), 7, "connection refused (nothing listens there)"),
@@ -396,6 +404,21 @@ def test_dial_connects_without_delay_or_blocking(loop: EventLoop, answering: Add
         assert not sock.getblocking()
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     assert call.address == answering
+
+
+def test_connection_made_at_once_is_one(loop: EventLoop, monkeypatch: pytest.MonkeyPatch, answering: Address) -> None:
+    class Fast(socket.socket):
+        def connect_ex(self, where: object) -> int:
+            self.setblocking(True)
+            status = super().connect_ex(where)
+            self.setblocking(False)
+            return status
+
+    monkeypatch.setattr(socket, "socket", Fast)
+    call = Call(loop, answering)
+    run_until(loop, lambda: call.calls)
+    with call.sock as sock:
+        assert sock.getpeername() == answering[1]
 
 
 def test_dial_calls_from_the_loop_and_once(loop: EventLoop, clock: Clock, refusing: Address) -> None:

@@ -6,9 +6,10 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -79,21 +80,21 @@ def test_the_conversation_is_shown_line_by_line(server, capsys):
         '[1] received   22 bytes  "Message 2 from client."',
         "[1] closed     44 bytes sent, 44 received",
     ]
-    assert re.fullmatch(r"1 connection, 2 messages: all 44 bytes came back, in [0-9.]+ [mu]?s", summary)
+    assert re.fullmatch(r"1 connection, 2 messages came back, all 44 bytes intact, in [0-9.]+ [mu]?s", summary)
 
 
 def test_messages_are_bytes_not_characters(capsys):
     assert client.main(["--loopback", "-m", "Grüße", "-m", "2"]) == OK
     out = capsys.readouterr().out
     assert r'sent       7 bytes  "Gr\xc3\xbc\xc3\x9fe"' in out
-    assert "1 connection, 2 messages: all 8 bytes came back" in out
+    assert "1 connection, 2 messages came back, all 8 bytes intact" in out
 
 
 def test_loopback_serves_every_connection(capsys):
     assert client.main(["--loopback", "--conns", "12"]) == OK
     out = capsys.readouterr().out
     assert "[ 1] connected" in out
-    assert "12 connections, 24 messages: all 528 bytes came back" in out
+    assert "12 connections, 24 messages came back, all 528 bytes intact" in out
 
 
 def test_the_environment_sets_what_the_command_line_leaves_out(monkeypatch, capsys):
@@ -101,7 +102,7 @@ def test_the_environment_sets_what_the_command_line_leaves_out(monkeypatch, caps
     monkeypatch.setenv("ECHO_CLIENT_CONNS", "3")
     monkeypatch.setenv("ECHO_CLIENT_MESSAGE", "one message")
     assert client.main([]) == OK
-    assert "3 connections, 3 messages: all 33 bytes" in capsys.readouterr().out
+    assert "3 connections, 3 messages came back, all 33 bytes intact" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["-p", "{}"], ["--host", LOCALHOST, "--port", "{}"], [":{}", "-p", "1"]])
@@ -116,13 +117,13 @@ def test_the_server_may_be_named_in_several_ways(server, capsys, arguments):
 @pytest.mark.parametrize(
     ("arguments", "summary"),
     [
-        (["-s", "100"], "1 connection, 1 message: all 100 bytes came back"),
-        (["-n", "7"], "1 connection, 7 messages: all 7,168 bytes came back"),
-        (["-c", "3", "-n", "10", "-s", "1k"], "3 connections, 10 messages: all 10,240 bytes came back"),
-        (["-c", "3", "-n", "2", "-s", "1"], "3 connections, 2 messages: all 2 bytes came back"),
-        (["-s", "1M", "-n", "3", "-w", "2"], "1 connection, 3 messages: all 3,145,728 bytes came back"),
-        (["-s", "10", "--verify", "length"], "10 bytes sent, 10 bytes came back, contents unchecked"),
-        (["-s", "10", "--verify", "none"], "10 bytes sent, 10 bytes came back, unchecked"),
+        (["-s", "100"], "1 connection, 1 message came back, all 100 bytes intact"),
+        (["-n", "7"], "1 connection, 7 messages came back, all 7,168 bytes intact"),
+        (["-c", "3", "-n", "10", "-s", "1k"], "3 connections, 10 messages came back, all 10,240 bytes intact"),
+        (["-c", "3", "-n", "2", "-s", "1"], "3 connections, 2 messages came back, all 2 bytes intact"),
+        (["-s", "1M", "-n", "3", "-w", "2"], "1 connection, 3 messages came back, all 3,145,728 bytes intact"),
+        (["-s", "10", "--verify", "length"], "10 bytes sent, 10 received, contents unchecked"),
+        (["-s", "10", "--verify", "none"], "10 bytes sent, 10 received, unchecked"),
     ],
 )
 def test_generated_messages_are_shared_out_and_summed_up(capsys, arguments, summary):
@@ -148,7 +149,7 @@ def test_a_refused_connection_is_one_line_and_status_1(capsys):
     assert captured.err == (
         f"echo-client: connection 1: cannot connect to {LOCALHOST}:{port}: connection refused (nothing listens there)\n"
     )
-    assert captured.out.startswith("0 of 1 connection, 0 messages: 0 bytes sent, 0 bytes came back")
+    assert captured.out.startswith("1 of 1 connection failed, 0 messages came back, 0 bytes sent, 0 received")
 
 
 @pytest.mark.parametrize(
@@ -190,32 +191,56 @@ def test_a_signal_ends_the_run_with_its_report(server, capsys, signum, status):
     assert client.main([server(signal_then_wait)]) == status
     out = capsys.readouterr().out
     assert "[1] closed     22 bytes sent, 0 received" in out
-    assert "1 connection, 0 messages: 22 bytes sent, 0 bytes came back" in out
+    assert "interrupted, 0 messages came back, 22 bytes sent, 0 received" in out
 
 
 def test_a_second_signal_does_not_wait_for_output(server, capsys):
     """A reader that never reads holds what came back; the first signal would wait for it."""
-    reader, writer = os.pipe()
 
     def signal_twice(sock: socket.socket) -> None:
-        sock.sendall(bytes(200_000))
+        sock.settimeout(0.3)
+        with suppress(TimeoutError):  # nothing moves any more: our output is full, and so is all before it
+            sock.sendall(bytes(64 << 20))
+        sock.settimeout(HUNG)
         os.kill(os.getpid(), signal.SIGINT)
         with suppress(ConnectionResetError):
             sock.recv(1000)  # till the client, on the first signal, has closed
         os.kill(os.getpid(), signal.SIGINT)
 
-    source, input_end = os.pipe()
-    before = os.dup(0), os.dup(1)
+    with piped() as (_, _):
+        assert client.main([server(signal_twice), "-", "--verify", "none"]) == INTERRUPTED
+
+
+@contextmanager
+def piped() -> Iterator[tuple[int, int]]:
+    """Make pipes of the process's standard input and output; yield their other ends."""
+    kept = os.dup(0), os.dup(1)
+    source, to_source = os.pipe()
+    from_sink, sink = os.pipe()
+    os.dup2(source, 0)
+    os.dup2(sink, 1)
     try:
-        os.dup2(source, 0)
-        os.dup2(writer, 1)
-        status = client.main([server(signal_twice), "-", "--verify", "none"])
+        yield to_source, from_sink
     finally:
-        os.dup2(before[0], 0)
-        os.dup2(before[1], 1)
-        for descriptor in (*before, source, input_end, reader, writer):
+        os.dup2(kept[0], 0)
+        os.dup2(kept[1], 1)
+        for descriptor in (*kept, source, to_source, from_sink, sink):
             os.close(descriptor)
-    assert status == INTERRUPTED
+
+
+@pytest.mark.parametrize("at_a_terminal", [True, False])
+def test_a_pipe_sums_up_for_a_person_and_not_for_a_script(server, monkeypatch, capsys, at_a_terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: at_a_terminal)
+    with piped() as (to_source, from_sink):
+        os.write(to_source, b"hello")
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, to_source)  # the end of input, and still a descriptor to close
+        os.close(null)
+        assert client.main([server(echo), "-"]) == OK
+        assert os.read(from_sink, 100) == b"hello"
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert bool(re.fullmatch(r"echo-client: all 5 bytes intact, in .*B/s\n", captured.err)) == at_a_terminal
 
 
 # Usage

@@ -271,6 +271,9 @@ def test_lines_above_the_limit_are_left_out_and_counted(clock: Clock, caplog: py
     assert limit.filter(record())
     assert caplog.messages == ["4 lines left out of this log"]
     assert [limit.filter(record()) for _ in range(2)] == [True, False]
+    clock.advance(1)
+    assert limit.filter(record())
+    assert caplog.messages[1:] == ["1 line left out of this log"]
 
 
 def test_second_within_the_limit_leaves_nothing_out(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:

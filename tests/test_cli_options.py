@@ -49,7 +49,7 @@ def test_size_is_bytes_or_binary_units(text: str, number: int) -> None:
 @pytest.mark.parametrize(
     ("text", "number"),
     [
-        ("7", 7),
+        ("0", 0),
         ("10k", 10_000),
         ("10K", 10_000),
         ("2m", 2_000_000),
@@ -72,7 +72,7 @@ def test_large_numbers_are_exact(read, digits: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("5", 5), ("2s", 2), ("0.5", 0.5), ("250us", 0.00025), ("500ms", 0.5), ("2m", 120), ("1.5H", 5400)],
+    [("0", 0), ("5", 5), ("2s", 2), ("0.5", 0.5), ("250us", 0.00025), ("500ms", 0.5), ("2m", 120), ("1.5H", 5400)],
 )
 def test_duration_is_seconds_or_with_a_unit(text: str, seconds: float) -> None:
     assert duration()(text) == pytest.approx(seconds)
@@ -81,7 +81,7 @@ def test_duration_is_seconds_or_with_a_unit(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     ("text", "seconds"), [("9" * 400, math.inf), ("0." + "0" * 400 + "1", 0)], ids=["long", "short"]
 )
-def test_duration_knows_eternity_and_an_instant(text: str, seconds: float) -> None:
+def test_duration_may_be_beyond_what_floats_tell(text: str, seconds: float) -> None:
     assert duration()(text) == seconds
 
 

@@ -62,7 +62,7 @@ def test_the_pair_from_two_terminals():
         _, log = server.communicate(timeout=HUNG)
     assert client.returncode == 0
     assert client.stderr == ""
-    assert "2 connections, 4 messages: all 88 bytes came back" in client.stdout
+    assert "2 connections, 4 messages came back, all 88 bytes intact" in client.stdout
     assert "served 2 connections" in log
     assert server.returncode == 0
 
@@ -109,7 +109,7 @@ def test_a_long_stream_needs_no_more_memory_than_a_short_one():
 def test_a_message_of_64_mib_does_not_deadlock():
     with running_server() as (server, port):
         client = run_client(f"{LOCALHOST}:{port}", "-s", "64M")
-        assert "all 67,108,864 bytes came back" in client.stdout
+        assert "all 67,108,864 bytes intact" in client.stdout
         assert status_of(server, "VmHWM") < 64 * MIB
 
 
@@ -206,7 +206,7 @@ def test_ctrl_c_ends_a_long_run_with_its_report():
         client.send_signal(signal.SIGINT)
         out, err = client.communicate(timeout=HUNG)
     assert client.returncode == 130
-    assert "bytes came back" in out
+    assert "interrupted, " in out
     assert err == ""
 
 

@@ -164,7 +164,7 @@ def _report(args: argparse.Namespace, output: Output, client: EchoClient, second
         complain("echo-client", failure.story, FAILED)
     if len(failures) > FAILURES_SHOWN:
         complain("echo-client", f"{count(len(failures) - FAILURES_SHOWN, 'more connection')} failed", FAILED)
-    line = _summary(args, client, seconds, complete=not failures and status == OK)
+    line = _summary(args, client, seconds, interrupted=status != OK)
     if not args.pipe:
         output.line(line)
     elif sys.stderr.isatty():
@@ -172,19 +172,22 @@ def _report(args: argparse.Namespace, output: Output, client: EchoClient, second
     return status or (FAILED if failures else OK)
 
 
-def _summary(args: argparse.Namespace, client: EchoClient, seconds: float, *, complete: bool) -> str:
+def _summary(args: argparse.Namespace, client: EchoClient, seconds: float, *, interrupted: bool) -> str:
     """Return the line that sums a run up: first whether every byte came back, then how fast."""
     sent = sum(connection.bytes_sent for connection in client.connections)
     received = sum(connection.bytes_received for connection in client.connections)
     messages = sum(session.messages_echoed for session in client.sessions)
-    if complete and args.verify == FULL:
-        line = f"all {count(sent, 'byte')} came back"
+    who = count(args.conns, "connection")
+    if client.failures:
+        line = f"{len(client.failures):,} of {who} failed, "
     else:
-        line = f"{count(sent, 'byte')} sent, {count(received, 'byte')} came back"
-        line += ", unchecked" if args.verify == NONE else ", contents unchecked" if args.verify == LENGTH else ""
-    if not args.pipe:
-        made = "" if len(client.connections) == args.conns else f"{len(client.connections):,} of "
-        line = f"{made}{count(args.conns, 'connection')}, {count(messages, 'message')}: {line}"
+        line = "interrupted, " if interrupted else "" if args.pipe else f"{who}, "
+    line += "" if args.pipe else f"{count(messages, 'message')} came back, "
+    if client.failures or interrupted or args.verify != FULL:
+        line += f"{count(sent, 'byte')} sent, {received:,} received"
+        line += {FULL: "", LENGTH: ", contents unchecked", NONE: ", unchecked"}[args.verify]
+    else:
+        line += f"all {count(sent, 'byte')} intact"
     line += f", in {duration(seconds)}"
     if args.message is None and seconds:
         line += f", {size(received / seconds)}/s"
