@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import selectors
 from collections.abc import Iterator
 
@@ -41,3 +42,14 @@ def _no_descriptor_left() -> Iterator[None]:
     before = descriptors()
     yield
     assert descriptors() <= before
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """A command configures logging for its process, which here is that of all tests."""
+    root = logging.getLogger()
+    handlers, level, complains = root.handlers[:], root.level, logging.raiseExceptions
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.raiseExceptions = complains

@@ -228,7 +228,7 @@ def test_taken_port_says_so_and_what_to_do(taken: tuple[str, int]) -> None:
         listen([LOCALHOST], taken[1])
     assert str(caught.value) == (
         f"cannot listen on {format_address(taken)}: address already in use "
-        "(another program has this port; choose another, or 0 for any that is free)"
+        "(choose another port, or 0 for any that is free)"
     )
 
 

@@ -105,5 +105,5 @@ def test_start_of_the_server_imports_nothing_dear() -> None:
         command, check=True, capture_output=True, text=True, timeout=HUNG, env={"PYTHONPATH": str(SOURCE.parent)}
     )
     loaded = set(done.stdout.split())
-    assert "echopair.server.echo" in loaded
-    assert not loaded & {"asyncio", "json", "random", "ssl", "typing"}
+    assert "echopair.address" in loaded
+    assert not loaded & {"asyncio", "dataclasses", "echopair.server", "json", "random", "ssl", "typing"}

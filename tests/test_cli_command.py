@@ -27,7 +27,13 @@ def full() -> Iterator[io.TextIOWrapper]:
 
 
 def record(level: int = logging.INFO, message: str = "%s is here", **others: object) -> logging.LogRecord:
-    about = {"levelno": level, "levelname": logging.getLevelName(level), "msg": message, "args": ("peer",)}
+    about = {
+        "levelno": level,
+        "levelname": logging.getLevelName(level),
+        "name": "peer",
+        "msg": message,
+        "args": ("peer",),
+    }
     return logging.makeLogRecord({**about, "created": 1.25, "msecs": 250.0, **others})
 
 
@@ -283,6 +289,15 @@ def test_second_within_the_limit_leaves_nothing_out(clock: Clock, caplog: pytest
         assert limit.filter(record())
         clock.advance(1)
     assert caplog.messages == []
+
+
+def test_what_the_command_says_itself_is_never_left_out_and_brings_the_count(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    limit = LineLimit(1, clock)
+    assert [limit.filter(record()) for _ in range(3)] == [True, False, False]
+    assert limit.filter(record(name="echopair.cli.server"))
+    assert caplog.messages == ["2 lines left out of this log"]
 
 
 def test_problems_are_never_left_out_and_not_counted(clock: Clock) -> None:

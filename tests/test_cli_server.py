@@ -147,7 +147,9 @@ def test_a_taken_port_is_named_with_the_remedy(capsys):
         port = other.getsockname()[1]
         assert server.main(["--host", LOCALHOST, "--port", str(port)]) == FAILED
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"echo-server: cannot listen on {LOCALHOST}:{port}: address already in use (another program")
+    assert line.startswith(
+        f"echo-server: cannot listen on {LOCALHOST}:{port}: address already in use (choose another port"
+    )
 
 
 def test_an_ipv6_host_may_come_in_brackets(capsys):

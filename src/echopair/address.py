@@ -27,7 +27,7 @@ FAMILY_MISSING = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)  # IPv6 compiled out,
 
 PRIVILEGED = "ports below 1024 need privileges"
 REMEDIES = {
-    errno.EADDRINUSE: "another program has this port; choose another, or 0 for any that is free",
+    errno.EADDRINUSE: "choose another port, or 0 for any that is free",
     errno.EADDRNOTAVAIL: "no interface here has this address",
     errno.ECONNREFUSED: "nothing listens there",
     errno.EMFILE: "too many open files for this process; see ulimit -n",
@@ -214,8 +214,7 @@ class Dial:
 
     def _decide(self, _events: int) -> None:
         """Writable means connected or failed; SO_ERROR tells (connect(2), EINPROGRESS)."""
-        if not self._sock:
-            return  # cancelled earlier in this turn of the loop
+        assert self._sock is not None  # noqa: S101 - watched only while it is there
         try:
             _check_connected(self._sock)
         except OSError as error:

@@ -18,7 +18,6 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing would take a tenth of the start
@@ -34,12 +33,13 @@ MAX_WAIT = 24 * 3600.0  # seconds; poll(2) and epoll_wait(2) take milliseconds i
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True, eq=False)
 class Timer:
-    """A callback due at `when`, in seconds of the loop's clock; None once it has run or been cancelled."""
+    """A callback due at some moment; None once it has run or been cancelled."""
 
-    when: float
-    callback: Callable[[], object] | None
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callable[[], object]) -> None:
+        self.callback: Callable[[], object] | None = callback
 
     def cancel(self) -> None:
         """Make sure that the callback will not run (again)."""
@@ -64,8 +64,11 @@ class EventLoop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._timer_count = itertools.count()  # breaks ties: equal times run in the order they were set
         self._soon: deque[Callable[[], object]] = deque()
+        self._forgotten: set[Any] = set()  # since this turn began: what the selector said of them no longer counts
         self._stopping = False
         self._signal_handlers: dict[int, tuple[Callable[[], object], Any]] = {}
+        self._signals: deque[int] = deque()  # that arrived and were not yet handled
+        self._previous_wakeup_fd: int | None = None
         self._wakeup_receiver, self._wakeup_sender = socket.socketpair()
         self._wakeup_receiver.setblocking(False)
         self._wakeup_sender.setblocking(False)
@@ -82,9 +85,11 @@ class EventLoop:
 
         `events` is READ, WRITE or both. Forget a file object before closing it. With 0 it is unregistered, not
         registered with an empty mask: epoll(7) would go on reporting hang-ups, and `select()` never sleep again.
+        From then on its callback is not called, even if this very turn found it ready.
         Raises PermissionError for what the selector cannot wait for (epoll_ctl(2): a regular file).
         """
         if not events:
+            self._forgotten.add(fileobj)
             try:
                 self._selector.unregister(fileobj)
             except (KeyError, ValueError):
@@ -105,21 +110,23 @@ class EventLoop:
 
     def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
         """Run `callback()` once the loop's clock reads `when`, in seconds."""
-        timer = Timer(when, callback)
+        timer = Timer(callback)
         heapq.heappush(self._timers, (when, next(self._timer_count), timer))
         return timer
 
     def add_signal_handler(self, signum: int, callback: Callable[[], object]) -> None:
         """Run `callback()` in the loop whenever signal `signum` arrives.
 
-        The interrupted frame only gets a byte written to the loop's wake-up socket, so the callback may do
-        anything. `close()` restores what stood before. Raises ValueError outside the main thread.
+        The interrupted frame only notes the number, and the interpreter wakes the loop (signal.set_wakeup_fd), so the
+        callback may do anything. `close()` restores what stood before. Raises ValueError outside the main thread.
         """
-        signal.set_wakeup_fd(self._wakeup_sender.fileno(), warn_on_full_buffer=False)
-        previous = signal.signal(signum, lambda _signum, _frame: None)
+        previous = signal.signal(signum, lambda signum, _frame: self._signals.append(signum))
         if signum in self._signal_handlers:
             previous = self._signal_handlers[signum][1]
         self._signal_handlers[signum] = (callback, previous)
+        before = signal.set_wakeup_fd(self._wakeup_sender.fileno(), warn_on_full_buffer=False)
+        if self._previous_wakeup_fd is None:
+            self._previous_wakeup_fd = before
 
     def run(self) -> None:
         """Turn until `stop()` is called."""
@@ -131,7 +138,11 @@ class EventLoop:
         """Turn once, waiting at most `timeout` seconds (None: as long as it takes) for something to do."""
         ready = self._selector.select(self._wait(timeout))
         self.now = self._clock()
+        forgotten = self._forgotten
+        forgotten.clear()
         for key, events in ready:
+            if forgotten and key.fileobj in forgotten:
+                continue
             try:
                 key.data(events)
             except Exception:
@@ -155,15 +166,16 @@ class EventLoop:
         """End the current wait; the one method, with `call_soon`, that another thread may call."""
         try:
             self._wakeup_sender.send(b"\0")
-        except BlockingIOError:
-            pass  # full of wake-ups that nobody has read yet: it will wake
+        except OSError:
+            pass  # full of wake-ups that nobody has read yet, or closed
 
     def close(self) -> None:
         """Give back the selector, the wake-up sockets and the signals. What is watched stays open."""
-        if self._signal_handlers:
-            signal.set_wakeup_fd(-1)
+        if self._previous_wakeup_fd is not None:
+            signal.set_wakeup_fd(self._previous_wakeup_fd)
+            self._previous_wakeup_fd = None
         for signum, (_, previous) in self._signal_handlers.items():
-            signal.signal(signum, previous)
+            signal.signal(signum, signal.SIG_DFL if previous is None else previous)
         self._signal_handlers.clear()
         self._timers.clear()
         self._soon.clear()
@@ -189,7 +201,7 @@ class EventLoop:
             log.exception("a callback failed")
 
     def _on_wakeup(self, _events: int) -> None:
-        """Read the wake-up bytes; each that is a signal's number runs that signal's callback."""
-        for signum in self._wakeup_receiver.recv(4096):
-            if signum in self._signal_handlers:
-                self._call(self._signal_handlers[signum][0])
+        """Empty the wake-up socket and run the callbacks of the signals that have arrived."""
+        self._wakeup_receiver.recv(4096)
+        while self._signals:
+            self._call(self._signal_handlers[self._signals.popleft()][0])

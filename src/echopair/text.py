@@ -14,9 +14,9 @@ def size(number: float) -> str:
     """Return `999 B`, `1.50 KiB`, `12.3 MiB`: three digits and a binary unit (IEC 80000-13)."""
     if number < 999.5:
         return f"{number:.3g} B"
-    for unit in ("KiB", "MiB", "GiB", "TiB"):
+    for unit in ("KiB", "MiB", "GiB", "TiB"):  # noqa: B007 - used after the loop
         number /= 1024
-        if number < 999.5 or unit == "TiB":
+        if number < 999.5:
             break
     return f"{_three_digits(number)} {unit}"
 

@@ -24,6 +24,8 @@ TERMINATED = 143  # 128 + SIGTERM
 
 LINES_PER_SECOND = 200  # in the log, of what peers cause; warnings are few and always shown
 
+log = logging.getLogger(__name__)
+
 
 class Output:
     """Standard output, for lines of text; when it takes no more, `failed` is called, once, and the rest is dropped."""
@@ -111,7 +113,10 @@ class LineFormatter(logging.Formatter):
 
 
 class LineLimit(logging.Filter):
-    """Lets at most `per_second` records below WARNING through in a second, and says how many it left out."""
+    """Lets at most `per_second` lines through in a second, and says how many it left out.
+
+    Only what peers cause is counted: problems, and what the command itself has to say, always get through.
+    """
 
     def __init__(self, per_second: int, clock: Callable[[], float]) -> None:
         super().__init__()
@@ -124,14 +129,15 @@ class LineLimit(logging.Filter):
         """Say whether `record` is to be logged."""
         if record.levelno >= logging.WARNING:
             return True
+        ours = record.name.startswith(__package__)
         now = self._clock()
-        if now - self._since >= 1:
+        if ours or now - self._since >= 1:
             left_out = self._seen - self._per_second
             self._since = now
             self._seen = 0
             if left_out > 0:
-                logging.getLogger(__name__).warning("%s left out of this log", count(left_out, "line"))
-        self._seen += 1
+                log.warning("%s left out of this log", count(left_out, "line"))
+        self._seen += not ours
         return self._seen <= self._per_second
 
 

@@ -7,7 +7,6 @@ command line wins) and errors that take one line.
 from __future__ import annotations
 
 import argparse
-import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 
@@ -73,14 +72,17 @@ def _quantity(what: str, units: Mapping[str, float], advice: str, least: float, 
     spelled = {unit.lower(): scale for unit, scale in units.items()}
 
     def read(text: str) -> Any:
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+) ?([a-z]*)", text.strip().lower(), re.ASCII)
-        if not match or match[2] not in spelled:
+        written = text.strip().lower()
+        number = written.rstrip("abcdefghijklmnopqrstuvwxyz ")
+        unit = written[len(number) :].strip()
+        integer, _, fraction = number.partition(".")
+        if not ((integer + fraction).isdigit() and number.isascii() and number[-1] != "." and unit in spelled):
             raise ValueError(f"{text!r} is not {what}: give {advice}")
-        integer, _, fraction = match[1].partition(".")
-        digits, scale = int(integer + fraction) * spelled[match[2]], 10 ** len(fraction)
-        if whole and digits % scale:
-            raise ValueError(f"{text!r} is not a whole number")
-        value = digits // scale if whole else digits / scale  # in integers, for a float has but 53 bits
+        value = float(number) * spelled[unit]
+        if whole:  # in integers, for a float has but 53 bits
+            value, rest = divmod(int(integer + fraction) * spelled[unit], 10 ** len(fraction))
+            if rest:
+                raise ValueError(f"{text!r} is not a whole number")
         if value < least:
             raise ValueError(f"{text!r} is too small: the least is {least:g}")
         return value
@@ -144,7 +146,8 @@ class Parser(argparse.ArgumentParser):
         about.add_argument("-h", "--help", action="help", help="show this and exit")
         about.add_argument("--version", action="version", version=f"{self.prog} {__version__}", help="show it and exit")
         self._take_defaults_from(environ)
-        namespace, unknown = self.parse_known_intermixed_args(argv)
+        mixed = self._get_positional_actions()  # without any there is nothing to mix, and half the work
+        namespace, unknown = self.parse_known_intermixed_args(argv) if mixed else self.parse_known_args(argv)
         if unknown:
             raise UsageError(self._unknown(unknown[0]))
         for value in vars(namespace).values():

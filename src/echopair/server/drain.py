@@ -75,8 +75,8 @@ class Drain(Handler):
         self._done()
 
     def _quiet(self, connection: Connection) -> None:
-        if connection.outbound:
-            return  # quiet because the peer does not read
+        if connection.closed or connection.outbound:
+            return  # cut in this very turn, or quiet because the peer does not read
         if _delivered(connection.sock):
             connection.abort()
         else:
