@@ -76,7 +76,7 @@ def test_serves_and_sums_up(monkeypatch, lines):
     connected, closed, summary = lines()
     assert re.fullmatch(r"127\.0\.0\.1:\d+  connected \(1 open\)", connected)
     assert re.fullmatch(r"127\.0\.0\.1:\d+  closed: 5 bytes received, 5 bytes sent", closed)
-    assert re.fullmatch(r"served 1 connection in [0-9.]+ m?s: 5 bytes received, 5 bytes sent", summary)
+    assert re.fullmatch(r"served 1 connection in [0-9.]+ [mu]?s: 5 bytes received, 5 bytes sent", summary)
 
 
 def test_verbose_shows_payloads(monkeypatch, lines):
