@@ -83,8 +83,9 @@ def test_host_and_port_are_split(text: str, parts: tuple[str, int | None]) -> No
         ("a:b:80", "ambiguous"),
         ("[::1", r"'\[::1' is not an address: write \[IPV6\]:PORT"),
         ("[::1]80", "not an address"),
-        ("host:", "'' is not a port"),
-        ("[::1]:", "'' is not a port"),
+        ("host:", "there is no port after the colon"),
+        ("[::1]:", "there is no port after the colon"),
+        ("tcp://host:7", "'tcp://host:7' is not an address: write HOST:PORT, without tcp://"),
         ("host:http", "'http' is not a port: give a number from 0 to 65535"),
     ],
 )
@@ -98,7 +99,7 @@ def test_port_is_a_number(text: str, port: int) -> None:
     assert parse_port(text) == port
 
 
-@pytest.mark.parametrize("text", ["", "-1", "+1", "65536", "999999", "1e3", "8_0", " 80", "\u0668\u0660", "0000099999"])
+@pytest.mark.parametrize("text", ["-1", "+1", "65536", "999999", "1e3", "8_0", " 80", "\u0668\u0660", "0000099999"])
 def test_anything_else_is_not_a_port(text: str) -> None:
     with pytest.raises(ValueError, match="is not a port: give a number from 0 to 65535"):
         parse_port(text)
@@ -130,9 +131,28 @@ def test_international_name_is_resolved_in_its_ascii_form(monkeypatch: pytest.Mo
     assert asked == [b"xn--bcher-kva.example"]
 
 
-def test_name_without_an_address_says_to_check_it() -> None:
-    with pytest.raises(AddressError, match=r"^cannot resolve '127\.0\.0\.1': .+; check the name$"):
-        resolve("127.0.0.1", 80, socket.AF_INET6)
+def test_resolver_that_fails_itself_is_an_address_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_arguments):
+        raise OSError(errno.EMFILE, "Too many open files")  # EAI_SYSTEM
+
+    monkeypatch.setattr(socket, "getaddrinfo", broken)
+    with pytest.raises(AddressError, match="cannot resolve 'host': too many open files"):
+        resolve("host", 80)
+
+
+@pytest.mark.parametrize(
+    ("host", "family", "remedy"),
+    [
+        ("127.0.0.1", socket.AF_INET6, "has it an IPv6 address?"),
+        ("::1", socket.AF_INET, "has it an IPv4 address?"),
+        ("nosuch.invalid", socket.AF_UNSPEC, "check the name"),
+    ],
+)
+def test_name_without_an_address_says_what_to_check(host: str, family: int, remedy: str) -> None:
+    with pytest.raises(AddressError) as caught:
+        resolve(host, 80, family)
+    assert str(caught.value).startswith(f"cannot resolve {host!r}: ")
+    assert str(caught.value).endswith(f"; {remedy}")
 
 
 @pytest.mark.parametrize(
@@ -342,9 +362,10 @@ class Call:
         self.sock, self.address = sock, where
         self.then()
 
-    def failed(self, error: OSError, where: Address) -> None:
+    def failed(self, failures: list[tuple[Address, OSError]]) -> None:
         self.calls += 1
-        self.error, self.address = error, where
+        self.failures = failures
+        self.address, self.error = failures[-1]
 
 
 @pytest.fixture
@@ -451,7 +472,7 @@ def test_the_last_address_says_why_none_answered(loop: EventLoop, refusing: Addr
     run_until(loop, lambda: call.calls)
     assert call.error.errno == last
     assert call.error.strerror == os.strerror(last)
-    assert call.address == addresses[-1]
+    assert [address for address, _ in call.failures] == addresses
 
 
 def test_silence_fails_after_the_timeout(loop: EventLoop, clock: Clock, deaf: Address) -> None:

@@ -27,9 +27,10 @@ MAY_IMPORT = {
     "connection": {"loop", "text"},
     "address": {"loop", "text"},
     "idle": {"connection", "loop", "text"},
+    "measure": {"measure", "text"},
     "server": {"server", *CORE},
-    "client": {"client", *CORE},
-    "cli": {"__init__", "cli", "client", "server", *CORE},
+    "client": {"client", "measure", *CORE},
+    "cli": {"__init__", "cli", "client", "measure", "server", *CORE},
     "__main__": {"cli"},
 }
 

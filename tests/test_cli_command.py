@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
 import re
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +16,15 @@ import pytest
 
 from echopair.address import AddressError
 from echopair.cli import command
-from echopair.cli.command import LineFormatter, LineLimit, Output, complain, configure_logging, run
+from echopair.cli.command import (
+    LineFormatter,
+    LineLimit,
+    Output,
+    complain,
+    configure_logging,
+    raise_descriptor_limit,
+    run,
+)
 from echopair.cli.options import UsageError
 from helpers import Clock, descriptors
 
@@ -110,6 +120,37 @@ def test_what_users_and_networks_cause_takes_one_line(
 ) -> None:
     assert run("echo-test", exiting(error), None) == status
     assert capsys.readouterr() == ("", line)
+
+
+def test_what_the_system_refuses_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("echo-test", exiting(OSError(errno.EMFILE, "Too many open files")), None) == 1
+    assert capsys.readouterr().err.startswith("echo-test: too many open files (")
+
+
+def test_complaint_that_cannot_be_made_changes_no_status(
+    monkeypatch: pytest.MonkeyPatch, full: io.TextIOWrapper
+) -> None:
+    full.reconfigure(line_buffering=True)
+    monkeypatch.setattr(sys, "stderr", full)
+    assert complain("echo-test", "wrong", 2) == 2
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, full.fileno())  # so that it can be closed in peace
+    os.close(null)
+
+
+@pytest.mark.parametrize("granted", [True, False])
+def test_descriptor_limit_is_raised_as_far_as_it_goes(monkeypatch: pytest.MonkeyPatch, *, granted: bool) -> None:
+    asked = []
+
+    def setrlimit(_which, limits) -> None:
+        asked.append(limits)
+        if not granted:
+            raise ValueError
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (100, 5000))
+    monkeypatch.setattr(resource, "setrlimit", setrlimit)
+    assert raise_descriptor_limit() == (5000 if granted else 100)
+    assert asked == [(5000, 5000)]
 
 
 def test_a_bug_is_not_hidden() -> None:

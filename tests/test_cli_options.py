@@ -11,7 +11,7 @@ import pytest
 
 from echopair import __version__
 from echopair.cli import options
-from echopair.cli.options import UsageError, bare_host, checked, count, duration, size
+from echopair.cli.options import UsageError, checked, count, duration, size
 
 
 def parser() -> options.Parser:
@@ -78,6 +78,10 @@ def test_duration_is_seconds_or_with_a_unit(text: str, seconds: float) -> None:
     assert duration()(text) == pytest.approx(seconds)
 
 
+def test_duration_may_be_without_end() -> None:
+    assert duration()("never") == math.inf
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("9" * 400, math.inf), ("0." + "0" * 400 + "1", 0)], ids=["long", "short"]
 )
@@ -97,8 +101,8 @@ def test_duration_may_be_beyond_what_floats_tell(text: str, seconds: float) -> N
         (count(), "1e3", "'1e3' is not a number: give a whole number, or with k, m (1000), like 10k"),
         (count(), "1.k", "'1.k' is not a number: give a whole number, or with k, m (1000), like 10k"),
         (count(), "\u0661", "'\u0661' is not a number: give a whole number, or with k, m (1000), like 10k"),
-        (duration(), "soon", "'soon' is not a duration: give seconds, or with us, ms, s, m, h, like 500ms"),
-        (duration(), "1d", "'1d' is not a duration: give seconds, or with us, ms, s, m, h, like 500ms"),
+        (duration(), "soon", "'soon' is not a duration: give seconds, or with us, ms, s, m, h, like 500ms, or never"),
+        (duration(), "1d", "'1d' is not a duration: give seconds, or with us, ms, s, m, h, like 500ms, or never"),
         (duration(0.001), "1us", "'1us' is too small: the least is 0.001"),
     ],
 )
@@ -110,7 +114,7 @@ def test_what_is_no_quantity_says_what_would_be(read, text: str, complaint: str)
 
 @pytest.mark.parametrize(("text", "host"), [("[::1]", "::1"), ("::1", "::1"), ("[::1", "[::1"), ("host]", "host]")])
 def test_brackets_around_a_host_are_left_out(text: str, host: str) -> None:
-    assert bare_host(text) == host
+    assert options.host(text) == host
 
 
 # The command line
@@ -149,10 +153,10 @@ def test_family_is_both_unless_one_is_asked_for(argv: list[str], family: int) ->
     ("argv", "complaint"),
     [
         (["a", "b"], "unexpected argument 'b'"),
-        (["--prot", "7"], "unknown option --prot; did you mean --port?"),
-        (["--prot=7"], "unknown option --prot=7; did you mean --port?"),
+        (["--prot", "7"], "unknown option --prot (did you mean --port?)"),
+        (["--prot=7"], "unknown option --prot=7 (did you mean --port?)"),
         (["--xyzzy"], "unknown option --xyzzy"),
-        (["--po", "7"], "unknown option --po; did you mean --port?"),
+        (["--po", "7"], "unknown option --po (did you mean --port?)"),
         (["--port"], "-p/--port: expected one argument"),
         (["--port", "x"], "-p/--port: invalid literal for int() with base 10: 'x'"),
         (["--max", "0"], "--max: '0' is too small: the least is 1"),
@@ -245,7 +249,7 @@ def test_help_has_every_default_the_examples_and_the_conventions(capsys: pytest.
         "where to\n",
         "show this and exit\n",
         "examples:\n  echo-test\n",
-        "--port by ECHO_TEST_PORT and so on; the command line wins.\n",
+        "--port by ECHO_TEST_PORT and so on;\nthe command line wins.",
     ):
         assert line in shown
 

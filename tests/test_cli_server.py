@@ -102,7 +102,7 @@ def test_an_idle_connection_is_ended(monkeypatch, lines):
             assert peer.recv(100) == b""
 
     serve(monkeypatch, ["--idle-timeout", "10ms"], idle)
-    assert any("lost (idle for 0.01 s)" in line for line in lines())
+    assert any("ended (idle for 0.01 s)" in line for line in lines())
 
 
 def test_the_first_signal_drains_and_the_second_does_not_wait(monkeypatch, lines):
@@ -121,14 +121,17 @@ def test_the_first_signal_drains_and_the_second_does_not_wait(monkeypatch, lines
     peers[0].close()
     logged = lines()
     assert any(line.startswith("stopping once ") for line in logged)
-    assert any(re.match(r"warning: cutting \d+ connections?, owed [0-9,]{7,} bytes", line) for line in logged)
+    assert any(
+        re.match(r"warning: cutting \d+ connections? that did not fall quiet, owed [0-9,]{7,} bytes", line)
+        for line in logged
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
         (["--port", "99999"], USAGE, "-p/--port: '99999' is not a port: give a number from 0 to 65535"),
-        (["--prot", "1"], USAGE, "unknown option --prot; did you mean --port?"),
+        (["--prot", "1"], USAGE, "unknown option --prot (did you mean --port?)"),
         (["--max-conns", "0"], USAGE, "--max-conns: '0' is too small: the least is 1"),
         (["--max-buffer", "K"], USAGE, "--max-buffer: 'K' is not a size"),
         (["-v", "-q"], USAGE, "-q/--quiet: not allowed with argument -v/--verbose"),
@@ -150,6 +153,11 @@ def test_a_taken_port_is_named_with_the_remedy(capsys):
     assert line.startswith(
         f"echo-server: cannot listen on {LOCALHOST}:{port}: address already in use (choose another port"
     )
+
+
+def test_a_host_that_is_empty_does_not_mean_every_interface(capsys):
+    assert server.main(["--host", ""]) == USAGE
+    assert "this one is empty" in capsys.readouterr().err
 
 
 def test_an_ipv6_host_may_come_in_brackets(capsys):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -18,7 +20,7 @@ from echopair.client.payload import PERIOD, PIECE_SIZE, STAMP_SIZE, Payload
 from echopair.client.pipe import Pipe, opened_anew
 from echopair.client.session import FULL, LENGTH, NONE
 from echopair.connection import Connection
-from helpers import LOCALHOST, read_all, reset, run_until, settle, small_pair, tcp_pair
+from helpers import LOCALHOST, ScriptedSocket, read_all, reset, run_until, settle, small_pair, tcp_pair
 
 # Payload
 
@@ -54,10 +56,12 @@ def test_two_messages_differ_in_every_stretch_of_eight_bytes(size, conns, data):
     assert not any(all(same[i : i + 8]) for i in range(size - 7))
 
 
-def test_neighbours_of_one_byte_differ():
-    payload = Payload(1, 1, 1)
-    pieces = list(payload.pieces(1, 256))
-    assert len(set(pieces)) == 256
+@pytest.mark.parametrize("conns", [1, 2, 256, 65536])
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_neighbours_shorter_than_a_stamp_differ_whatever_the_number_of_connections(size, conns):
+    pieces = list(Payload(size, 1, conns).pieces(1, 300))
+    assert len(set(pieces)) > 100
+    assert all(one != other for one, other in pairwise(pieces))
 
 
 def test_a_stamp_tells_whose_bytes_they_are():
@@ -90,6 +94,7 @@ def test_agreement_counts_the_leading_bytes_that_are_equal():
 def test_a_dump_is_cut():
     assert dump(b"\x00\xff") == "00 ff"
     assert dump(bytes(9)) == "00 00 00 00 00 00 00 00 .."
+    assert dump(b"<!DOCTYPE html>") == '3c 21 44 4f 43 54 59 50 .. "<!DOCTYP"'
 
 
 RANDOM = Payload(1000, 1, 1).piece(0, 1000)
@@ -100,9 +105,10 @@ RANDOM = Payload(1000, 1, 1).piece(0, 1000)
     [
         (bytes([RANDOM[0] ^ 0x10]) + RANDOM[1:], "one bit flipped"),
         (bytes([RANDOM[0] ^ 0x11]) + RANDOM[1:], "one byte changed"),
-        (bytes([RANDOM[0] ^ 0x10]), "one bit flipped"),
         (RANDOM[1:], "1 byte lost"),
         (RANDOM[300:], "300 bytes lost"),
+        (RANDOM[1:2], ""),
+        (RANDOM[300:340] + b"noise", ""),
         (b"!" + RANDOM, "1 byte inserted or repeated"),
         (b"noise" * 20 + RANDOM, "100 bytes inserted or repeated"),
         (b"noise" * 200, ""),
@@ -316,14 +322,70 @@ def test_a_reset_is_a_failure_with_its_name(talk):
 def test_silence_is_a_failure_that_tells_what_is_awaited(talk, loop):
     waiting = talk(b"one")
     waiting.session.silent(10)
-    assert waiting.failure() == (
-        "echo timeout: connection 2: no byte moved for 10 s, with message 1, offset 0 still to come back"
-    )
+    assert waiting.failure() == ("echo timeout: connection 2: nothing moved for 10 s, waiting for message 1, offset 0")
     closing = talk(b"one")
     closing.echo(3)
     read_all(closing.server, loop)
     closing.session.silent(10)
-    assert "did not close within 10 s of our EOF" in closing.failure()
+    assert "all came back, but our EOF was not answered for 10 s" in closing.failure()
+
+
+def test_an_early_end_after_our_eof_hints_at_half_close(talk):
+    conversation = talk(b"one")
+    conversation.receive(3)
+    conversation.connection.send_eof()
+    conversation.server.shutdown(socket.SHUT_WR)
+    assert conversation.failure().endswith("some servers and proxies do not know half-closed connections)")
+
+
+def test_a_server_that_takes_nothing_is_told_from_one_that_returns_nothing(talk):
+    conversation = talk(bytes(200_000), pair=small_pair)
+    conversation.session.silent(10)
+    assert "the server took nothing for 10 s, while waiting for message 1, offset 0" in conversation.failure()
+
+
+def test_a_piece_larger_than_every_buffer_is_sent_bit_by_bit(talk, loop):
+    conversation = talk(bytes(3_000_000), pair=small_pair)
+    owed = b""
+    while not conversation.session.messages_echoed:
+        loop.run_once(0)
+        assert len(conversation.connection.outbound) <= 65536
+        with suppress(BlockingIOError):
+            owed = owed or conversation.server.recv(65536)
+            owed = owed[conversation.server.send(owed) :]
+    assert conversation.session.failure is None
+
+
+def test_a_reset_stops_the_making_of_messages_and_keeps_its_name(loop):
+    made = []
+
+    def pieces():
+        for number in range(1000):
+            made.append(number)
+            yield bytes(60_000)
+
+    near, far = small_pair()
+    sock = ScriptedSocket(near)
+    sock.tell("send", 10, ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"))
+    session = Session(1, pieces(), pieces_per_message=1000)
+    connection = Connection(loop, sock, session, "server")
+    session.start(connection)
+    assert far.recv(100)
+    run_until(loop, lambda: connection.error)
+    far.close()  # and what was in the kernel before the reset ends with an EOF
+    settle(loop)
+    assert len(made) == 1
+    assert session.failure.error == "ECONNRESET"
+
+
+def test_without_verifying_a_half_close_by_the_server_is_no_failure(talk, loop):
+    conversation = talk(*[bytes(60_000)] * 4, pair=small_pair, verify=NONE, pipeline=4)
+    conversation.server.shutdown(socket.SHUT_WR)
+    while not conversation.ended:
+        loop.run_once(0)
+        with suppress(BlockingIOError):
+            conversation.server.recv(65536)
+    assert conversation.session.failure is None
 
 
 def test_only_the_first_failure_counts(talk):
@@ -431,6 +493,17 @@ def echo_once(server: socket.socket) -> bool:
         server.send(server.recv(100))
         return True
     return False
+
+
+def test_messages_that_cannot_be_made_fail_their_connection_at_once(run, loop, caplog):
+    def broken():
+        raise OSError("disk gone")
+        yield
+
+    run = run(Session(1, broken()))
+    run_until(loop, lambda: run.done)
+    assert run.client.failures[0].story == "connection 1: disk gone at message 1, offset 0"
+    assert "could not begin" in caplog.text
 
 
 def test_a_client_without_sessions_is_done_at_once(run, loop):
@@ -625,9 +698,31 @@ def test_more_than_can_be_compared_is_not_sent(plumb, loop, monkeypatch):
     os.write(plumbing.input, b"waits")
     settle(loop)
     assert plumbing.server.recv(100) == b"more than ten bytes"
+    assert plumbing.session.place() == "offset 0 with 10 B under way, all that can be compared (see --verify)"
     plumbing.server.send(b"more than ten bytes")
     run_until(loop, lambda: plumbing.connection.bytes_sent > 19)
     assert plumbing.server.recv(100) == b"waits"
+
+
+def test_waiting_for_the_output_after_the_end_is_not_silence(run, loop, clock):
+    reader, writer = os.pipe()
+    os.write(writer, bytes(65536))  # full
+    source = os.open(os.devnull, os.O_RDONLY)
+    with opened_anew(writer) as (sink, limit):
+        run = run(Pipe(1, iter(()), source=source, sink=sink, sink_limit=limit, verify=NONE), timeout=10)
+        server = run.accept()
+        server.send(b"late")
+        server.close()
+        run_until(loop, lambda: run.client.connections and run.client.connections[0].closed)
+        clock.advance(30)
+        settle(loop)
+        assert not run.done
+        assert len(os.read(reader, 65536)) == 65536
+        run_until(loop, lambda: run.done)
+    assert os.read(reader, 100) == b"late"
+    assert run.client.failures == []
+    for descriptor in (reader, writer, source):
+        os.close(descriptor)
 
 
 def test_waiting_for_input_is_not_silence(plumb, loop):
@@ -638,6 +733,28 @@ def test_waiting_for_input_is_not_silence(plumb, loop):
     run_until(loop, lambda: plumbing.connection.eof_sent)
     plumbing.session.silent(10)
     assert plumbing.session.failure.phase == "close"
+
+
+@pytest.mark.parametrize(
+    ("reply", "end_of_input", "story"),
+    [
+        (b"hell", True, "4 of 5 bytes came back before the server closed"),
+        (b"hello!", True, "6 of 5 bytes came back before the server closed"),
+        (b"hello", False, "5 of 5 bytes came back before the server closed"),
+    ],
+)
+def test_lengths_are_compared_without_contents(plumb, loop, reply, end_of_input, story):
+    plumbing = plumb(verify=LENGTH)
+    os.write(plumbing.input, b"hello")
+    run_until(loop, lambda: plumbing.connection.bytes_sent == 5)
+    if end_of_input:
+        plumbing.shut(plumbing.input)
+        run_until(loop, lambda: plumbing.connection.eof_sent)
+    plumbing.server.send(reply)
+    plumbing.server.shutdown(socket.SHUT_WR)
+    run_until(loop, lambda: plumbing.ended)
+    assert plumbing.session.failure.story == f"connection 1: {story}"
+    assert not plumbing.session.outstanding
 
 
 def test_a_wrong_echo_is_written_out_and_reported_with_its_offset(plumb, loop):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 import pytest
 
@@ -15,23 +15,35 @@ TIMEOUT = 20.0
 STEP = TIMEOUT / 20  # how late it may be noticed
 
 
+@dataclass(eq=False)
+class Connection:
+    """What a watch looks at."""
+
+    name: str
+    active_at: float
+    kernel_holds: int = 0  # bytes
+
+    def undelivered(self) -> int:
+        return self.kernel_holds
+
+
 class Watched:
     """A watch over fake connections, each a name and a moment, and the names it has told."""
 
     def __init__(self, loop: EventLoop, clock: Clock) -> None:
         self.loop = loop
         self.clock = clock
-        self.connections: list[SimpleNamespace] = []
+        self.connections: list[Connection] = []
         self.told: list[str] = []
-        self.react: Callable[[SimpleNamespace], object] = lambda _connection: None
+        self.react: Callable[[Connection], object] = lambda _connection: None
         self.watch = IdleWatch(loop, self.connections, TIMEOUT, self.silent)
 
-    def connect(self, name: str) -> SimpleNamespace:
-        connection = SimpleNamespace(name=name, active_at=self.clock())
+    def connect(self, name: str) -> Connection:
+        connection = Connection(name, self.clock())
         self.connections.append(connection)
         return connection
 
-    def silent(self, connection: SimpleNamespace) -> None:
+    def silent(self, connection: Connection) -> None:
         self.told.append(connection.name)
         self.react(connection)
 
@@ -116,6 +128,18 @@ def test_many_moments_share_a_timer_that_is_at_most_a_twentieth_late(watched: Wa
     assert len(watched.loop._timers) == 1
     assert watched.after(7 * STEP / 8) == []
     assert watched.after(STEP / 8) == ["1", "2", "3", "4"]
+
+
+def test_bytes_that_the_kernel_still_delivers_are_no_silence(watched: Watched) -> None:
+    connection = watched.connect("a")
+    for held in (300, 200, 100):
+        connection.kernel_holds = held
+        assert watched.after(TIMEOUT) == []
+    assert watched.after(TIMEOUT) == ["a"], "nothing was acknowledged in all that time"
+    connection.kernel_holds = 50
+    assert watched.after(TIMEOUT) == []
+    connection.kernel_holds = 0
+    assert watched.after(TIMEOUT) == ["a"]
 
 
 def test_nobody_is_told_once_the_watch_is_closed(watched: Watched) -> None:

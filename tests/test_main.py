@@ -12,7 +12,7 @@ from echopair import __main__ as entry
 from echopair.cli import client, server
 from helpers import HUNG
 
-USAGE = "usage: python -m echopair {server,client} ...    (each has --help)\n"
+USAGE = "usage: python -m echopair {server,client} ...    (each has --help and --version)\n"
 COMMANDS = [
     ("server", "echo-server", server, entry.echo_server),
     ("client", "echo-client", client, entry.echo_client),

@@ -38,3 +38,10 @@ def test_the_table_has_no_option_that_is_gone():
 def test_every_file_it_names_exists():
     for path in re.findall(r"\]\(([\w/.]+)\)", README.read_text()):
         assert (README.parent / path).exists(), path
+
+
+@pytest.mark.parametrize("module", [server, client])
+def test_help_fits_a_terminal_of_eighty_columns(module, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert module.main(["--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80

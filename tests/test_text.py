@@ -67,10 +67,9 @@ def test_duration_has_three_digits_and_a_unit(seconds: float, text: str) -> None
     assert duration(seconds) == text
 
 
-def test_printable_is_ascii_and_says_what_every_byte_was() -> None:
+def test_printable_says_what_every_byte_was() -> None:
     data = bytes(range(256))
-    shown = printable(data, limit=256)
-    assert shown.isascii()
+    shown = printable(data, width=1000)
     assert shown.isprintable()
     assert ast.literal_eval("b" + shown) == data
 
@@ -81,17 +80,22 @@ def test_printable_is_ascii_and_says_what_every_byte_was() -> None:
         (b"", '""'),
         (b"four", '"four"'),
         (b"fiver", '"five" and 1 byte more'),
-        (b"\n\n\n\n\n\n", r'"\n\n\n\n" and 2 bytes more'),
-        (bytes(2004), r'"\x00\x00\x00\x00" and 2,000 bytes more'),
+        (b"\n\n\n", r'"\n\n" and 1 byte more'),
+        (bytes(2004), r'"\x00" and 2,003 bytes more'),
+        ("gr\u00fcn".encode(), '"gr\u00fcn"'),
+        ("gr\u00fcner".encode(), '"gr\u00fcn" and 2 bytes more'),
+        (b"\xc3", r'"\xc3"'),
+        (b'"\\', r'"\"\\"'),
+        ("\u202e".encode(), '"" and 3 bytes more'),
     ],
 )
-def test_printable_is_cut_and_counts_the_rest(data: bytes, text: str) -> None:
-    assert printable(data, limit=4) == text
+def test_printable_is_cut_by_its_width_and_counts_the_rest(data: bytes, text: str) -> None:
+    assert printable(data, width=4) == text
 
 
-def test_printable_is_cut_to_a_line() -> None:
-    assert printable(b"x" * 60) == '"' + "x" * 60 + '"'
-    assert printable(b"x" * 61) == '"' + "x" * 60 + '" and 1 byte more'
+def test_printable_is_cut_to_half_a_line() -> None:
+    assert printable(b"x" * 48) == '"' + "x" * 48 + '"'
+    assert printable(b"x" * 49) == '"' + "x" * 48 + '" and 1 byte more'
 
 
 @pytest.mark.parametrize(

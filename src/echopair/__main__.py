@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-USAGE = "usage: python -m echopair {server,client} ...    (each has --help)"
+USAGE = "usage: python -m echopair {server,client} ...    (each has --help and --version)"
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 

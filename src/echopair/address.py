@@ -53,6 +53,8 @@ def split_host_port(text: str) -> tuple[str, int | None]:
 
     Raises ValueError, saying what is wrong (RFC 3986 3.2.2 for the brackets).
     """
+    if "://" in text:
+        raise ValueError(f"{text!r} is not an address: write HOST:PORT, without {text.partition('://')[0]}://")
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
@@ -68,6 +70,8 @@ def split_host_port(text: str) -> tuple[str, int | None]:
 
 def parse_port(text: str) -> int:
     """Return the port number that `text` says; raises ValueError where it says none from 0 to 65535."""
+    if not text:
+        raise ValueError("there is no port after the colon")
     if not (text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535):
         raise ValueError(f"{text!r} is not a port: give a number from 0 to 65535")
     return int(text)
@@ -87,7 +91,11 @@ def resolve(host: str, port: int, family: int = socket.AF_UNSPEC, *, passive: bo
             raise ValueError("a NUL in it")  # the resolver would stop reading there
         found = socket.getaddrinfo(name, port, family, socket.SOCK_STREAM, 0, flags)
     except socket.gaierror as error:
-        raise AddressError(f"cannot resolve {host!r}: {error.strerror}; check the name") from None
+        kind = "IPv4" if family == socket.AF_INET else "IPv6" if family == socket.AF_INET6 else ""
+        remedy = f"has it an {kind} address?" if kind else "check the name"
+        raise AddressError(f"cannot resolve {host!r}: {error.strerror}; {remedy}") from None
+    except OSError as error:  # EAI_SYSTEM
+        raise AddressError(f"cannot resolve {host!r}: {explain(error)}") from None
     except (UnicodeError, ValueError) as error:  # a label over 63 characters, a NUL
         raise AddressError(f"cannot resolve {host!r}: not a host name ({error})") from None
     return list(dict.fromkeys((entry[0], entry[4]) for entry in found))
@@ -151,6 +159,8 @@ def _listen_on(address: Address, port: int, backlog: int | None) -> socket.socke
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # 0.0.0.0 and :: side by side
         # Accepted sockets inherit it: without it an echo may wait 40 ms for a delayed ACK (RFC 896, tcp(7)).
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # So do they this: an urgent byte stays in its place, for it must come back too (tcp(7), SO_OOBINLINE).
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         listener.bind((sockaddr[0], port, *sockaddr[2:]))
         listener.listen(MAX_BACKLOG if backlog is None else min(backlog, MAX_BACKLOG))
     except BaseException:
@@ -171,8 +181,8 @@ def explain(error: OSError, port: int = 0) -> str:
 class Dial:
     """An attempt to connect to each of `addresses` in turn, `timeout` seconds for each, without blocking.
 
-    It ends in one call from the loop: `connected(sock, address)`, or `failed(error, address)` with the last address
-    and what became of it; or in none, after `cancel()`.
+    It ends in one call from the loop: `connected(sock, address)`, or `failed([(address, error), ...])` with what became
+    of each; or in none, after `cancel()`.
     """
 
     def __init__(
@@ -181,7 +191,7 @@ class Dial:
         addresses: Iterable[Address],
         timeout: float,
         connected: Callable[[socket.socket, Address], object],
-        failed: Callable[[OSError, Address], object],
+        failed: Callable[[list[tuple[Address, OSError]]], object],
     ) -> None:
         self._loop = loop
         self._addresses = deque(addresses)
@@ -190,6 +200,7 @@ class Dial:
         self._timeout = timeout
         self._connected = connected
         self._failed = failed
+        self._failures: list[tuple[Address, OSError]] = []
         self._sock: socket.socket | None = None
         self._timer = loop.call_later(0, self._attempt)
 
@@ -227,10 +238,11 @@ class Dial:
 
     def _give_up(self, error: OSError) -> None:
         self.cancel()
+        self._failures.append((self._address, error))
         if self._addresses:
             self._timer = self._loop.call_later(0, self._attempt)
         else:
-            self._failed(error, self._address)
+            self._failed(self._failures)
 
 
 def _start_connecting(address: Address) -> socket.socket:
@@ -238,6 +250,7 @@ def _start_connecting(address: Address) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     status = sock.connect_ex(sockaddr)
     if status not in IN_PROGRESS:
         sock.close()

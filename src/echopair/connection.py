@@ -13,9 +13,16 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 from dataclasses import dataclass
 
 from echopair.loop import READ, WRITE, EventLoop
+
+try:
+    from fcntl import ioctl
+    from termios import TIOCOUTQ
+except ImportError:  # pragma: no cover - Windows has neither
+    ioctl = None  # type: ignore[assignment]
 
 READ_SIZE = 64 * 1024  # bytes a recv; twice that and each call costs an mmap and a munmap (malloc's threshold)
 MAX_BUFFER = 256 * 1024  # bytes; the high-water mark of either buffer
@@ -147,6 +154,17 @@ class Connection:
         else:
             self.inbound = b""
         self._settle()
+
+    def undelivered(self) -> int:
+        """Return how many bytes the kernel took and the peer has not acknowledged (tcp(7), SIOCOUTQ); -1: unknown."""
+        if ioctl is None:  # pragma: no cover - Windows
+            return -1
+        unacknowledged = bytearray(4)
+        try:
+            ioctl(self.sock, TIOCOUTQ, unacknowledged)
+        except (OSError, ValueError):  # not a TCP socket of Linux; closed
+            return -1
+        return int.from_bytes(unacknowledged, sys.byteorder)
 
     def _ready(self, events: int) -> None:
         try:

@@ -7,11 +7,13 @@ nothing a message. What to do about it is the owner's to say.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 
 from echopair.connection import Connection
 from echopair.loop import EventLoop, Timer
 
-PRECISION = 1 / 20  # of the timeout: how late silence may be noticed; the sweep runs no oftener than that
+PRECISION = 1 / 20  # of the timeout: how late silence may be noticed
+LEAST_STEP = 0.05  # seconds from one sweep to the next, however short the timeout
 
 
 class IdleWatch:
@@ -31,6 +33,8 @@ class IdleWatch:
         self._connections = connections
         self._timeout = timeout
         self._silent = silent
+        self._told: dict[Connection, tuple[float, int]] = {}  # when of its silence, and what it had not acknowledged
+        self._step = max(timeout * PRECISION, LEAST_STEP)
         self._timer: Timer = loop.call_later(timeout, self._sweep)
 
     def close(self) -> None:
@@ -39,10 +43,18 @@ class IdleWatch:
 
     def _sweep(self) -> None:
         now = self._loop.now
-        silent = [connection for connection in self._connections if now - connection.active_at >= self._timeout]
-        for connection in silent:
-            connection.active_at = now  # told now; the next time is a timeout away
-        oldest = min((connection.active_at for connection in self._connections), default=now)
-        self._timer = self._loop.call_at(max(oldest + self._timeout, now + self._timeout * PRECISION), self._sweep)
-        for connection in silent:
-            self._silent(connection)
+        told, self._told = self._told, {}
+        oldest = now
+        for connection in self._connections:
+            since, undelivered = told.get(connection, (connection.active_at, -1))
+            since = max(since, connection.active_at)
+            if now - since >= self._timeout:
+                # The kernel may still be busy with what it took from us; then the bytes do move (tcp(7), SIOCOUTQ).
+                before, undelivered = undelivered, connection.undelivered()
+                if undelivered in (0, before):
+                    self._loop.call_soon(partial(self._silent, connection))
+                since = now
+            if since > connection.active_at:
+                self._told[connection] = since, undelivered
+            oldest = min(oldest, since)
+        self._timer = self._loop.call_at(max(oldest + self._timeout, now + self._step), self._sweep)

@@ -120,7 +120,7 @@ class EventLoop:
         The interrupted frame only notes the number, and the interpreter wakes the loop (signal.set_wakeup_fd), so the
         callback may do anything. `close()` restores what stood before. Raises ValueError outside the main thread.
         """
-        previous = signal.signal(signum, lambda signum, _frame: self._signals.append(signum))
+        previous = signal.signal(signum, self._on_signal)
         if signum in self._signal_handlers:
             previous = self._signal_handlers[signum][1]
         self._signal_handlers[signum] = (callback, previous)
@@ -199,6 +199,13 @@ class EventLoop:
             callback()
         except Exception:
             log.exception("a callback failed")
+
+    def _on_signal(self, signum: int, _frame: object) -> None:
+        """Note the signal. Who asks a third time to end finds the loop stuck, say in a write to a full pipe."""
+        if signum in (SIGINT, SIGTERM) and self._signals.count(signum) == 2:
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
+        self._signals.append(signum)
 
     def _on_wakeup(self, _events: int) -> None:
         """Empty the wake-up socket and run the callbacks of the signals that have arrived."""

@@ -1,8 +1,8 @@
-"""Words: counts, sizes, times, errors and other people's bytes as a person reads them. Pure; always ASCII."""
+"""Words: counts, sizes, times, errors and other people's bytes as a person reads them. Pure."""
 
 from __future__ import annotations
 
-PRINTED_BYTES = 60  # of a payload; the rest is counted
+PRINTED_WIDTH = 48  # columns of a payload; the rest is counted
 
 
 def count(number: int, noun: str) -> str:
@@ -31,10 +31,23 @@ def duration(seconds: float) -> str:
     return f"{_three_digits(seconds)} s"
 
 
-def printable(data: bytes, limit: int = PRINTED_BYTES) -> str:
-    r"""Return `data` in double quotes, everything but printable ASCII escaped as in Python (`\n`, `\xff`), and cut."""
-    shown = data[:limit].decode("latin-1").encode("unicode_escape").decode("ascii").replace('"', r"\"")
-    return f'"{shown}"' if len(data) <= limit else f'"{shown}" and {count(len(data) - limit, "byte")} more'
+def printable(data: bytes, width: int = PRINTED_WIDTH) -> str:
+    r"""Return `data` in double quotes, cut to about `width` columns: text as it is, the rest escaped (`\n`, `\xff`)."""
+    shown, used = "", 0
+    for character in data[: 4 * width].decode("utf-8", "surrogateescape"):
+        escaped = _escape(character)
+        if len(shown) + len(escaped) > width:
+            break
+        shown += escaped
+        used += len(character.encode("utf-8", "surrogateescape"))
+    rest = len(data) - used
+    return f'"{shown}" and {count(rest, "byte")} more' if rest else f'"{shown}"'
+
+
+def _escape(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # a byte that is not UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return '\\"' if character == '"' else repr(character)[1:-1]
 
 
 def reason(error: BaseException) -> str:

@@ -6,7 +6,9 @@ import argparse
 import logging
 import os
 import secrets
+import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +16,17 @@ from functools import partial
 
 from echopair.address import listen, parse_port, resolve, split_host_port
 from echopair.cli import options
-from echopair.cli.command import FAILED, INTERRUPTED, OK, TERMINATED, Output, complain, configure_logging, run
+from echopair.cli.command import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    TERMINATED,
+    Output,
+    complain,
+    configure_logging,
+    raise_descriptor_limit,
+    run,
+)
 from echopair.client.echo import CONNECT_TIMEOUT, TIMEOUT, EchoClient
 from echopair.client.pipe import Pipe, opened_anew
 from echopair.client.session import FULL, LENGTH, NONE, Session
@@ -26,14 +38,15 @@ from echopair.text import count, duration, printable, size
 
 EXAMPLES = """\
 examples:
-  echo-client                              say two messages to localhost:12345, and hear them
-  echo-client --conns 2 -m hello           say hello on two connections
-  echo-client -c 50 -n 100k -s 4K          100,000 messages of 4 KiB, shared out over 50 connections
-  echo-client [::1]:7 - <in >out           send a file, write what comes back
-  echo-client --loopback --conns 2         serve myself: no server needed"""
+  echo-client                         two messages to localhost:12345 and back
+  echo-client --conns 2 -m hello      say hello on two connections
+  echo-client -c 50 -n 100k -s 4K     100,000 messages of 4 KiB, 50 connections
+  echo-client [::1]:7 - <in >out      send a file, write what comes back
+  echo-client --loopback --conns 2    serve myself: no server needed"""
 
 MESSAGES = ["Message 1 from client.", "Message 2 from client."]
 FAILURES_SHOWN = 10
+DESCRIPTORS_APART = 16  # needed beside those of connections: standard streams, the selector, the loop's own
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +59,7 @@ def _main(argv: Sequence[str] | None, output: Output) -> int:
     configure_logging(logging.WARNING)
     with EventLoop() as loop, ExitStack() as stack:
         if args.loopback:
-            server = EchoServer(loop, listen(["localhost"], 0, args.family))
+            server = EchoServer(loop, listen(["::1" if args.family == socket.AF_INET6 else "127.0.0.1"], 0))
             addresses = server.addresses
         else:
             addresses = resolve(args.host, args.port, args.family)
@@ -65,12 +78,13 @@ def _main(argv: Sequence[str] | None, output: Output) -> int:
         )
         stop = Stop(loop, client)
         output.failed = client.stop
-        started = loop.now
+        started = time.monotonic()
         loop.run()
+        seconds = time.monotonic() - started
         if args.loopback:
             Drain(loop, server, 1, loop.stop)
             loop.run()
-        return _report(args, output, client, loop.now - started, stop.status)
+        return _report(args, output, client, seconds, stop.status)
 
 
 class Stop:
@@ -167,7 +181,7 @@ def _report(args: argparse.Namespace, output: Output, client: EchoClient, second
     line = _summary(args, client, seconds, interrupted=status != OK)
     if not args.pipe:
         output.line(line)
-    elif sys.stderr.isatty():
+    elif status or (sys.stderr and sys.stderr.isatty()):
         complain("echo-client", line, OK)
     return status or (FAILED if failures else OK)
 
@@ -189,10 +203,10 @@ def _summary(args: argparse.Namespace, client: EchoClient, seconds: float, *, in
     else:
         line += f"all {count(sent, 'byte')} intact"
     line += f", in {duration(seconds)}"
-    if args.message is None and seconds:
+    if args.message is None and received:
+        line += "" if args.pipe else f"\n{messages / seconds:,.0f} messages/s"
         line += f", {size(received / seconds)}/s"
-        line += "" if args.pipe else f", {messages / seconds:,.0f} messages/s (seed {args.seed})"
-    return line
+    return line if args.message or args.pipe else f"{line} (seed {args.seed})"
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -204,17 +218,24 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         host, port = split_host_port(args.target or "")
     except ValueError as error:
         raise options.UsageError(str(error)) from None
-    args.host = host or options.bare_host(args.host)
+    args.host = host or args.host
     args.port = args.port if port is None else port
     if args.port == 0 and not args.loopback:
         raise options.UsageError("port 0 cannot be connected to: give the port that the server listens on")
-    generated = args.size is not None or args.count is not None
+    generated = (args.size, args.count, args.seed) != (None, None, None)
     if args.pipe and (generated or args.message or args.conns > 1):
-        raise options.UsageError("- sends standard input on one connection: leave out -m, -s, -n and -c")
+        raise options.UsageError("- sends standard input on one connection: leave out -m, -s, -n, --seed, -c")
     if args.message and generated:
-        raise options.UsageError("-m says what to send, -s and -n generate it: leave out one or the other")
+        raise options.UsageError("-m says what to send; -s, -n and --seed generate it: leave out one or the other")
     if args.message and not all(args.message):
         raise options.UsageError("-m: an empty message has no byte to come back")
+    needed = args.conns * (1 + args.loopback) + DESCRIPTORS_APART
+    limit = raise_descriptor_limit()
+    if needed > limit:
+        raise options.UsageError(
+            f"{count(args.conns, 'connection')} need {needed:,} descriptors, and this process may have {limit:,}: "
+            "raise that with ulimit -n, or lower --conns"
+        )
     if args.pipe and (sys.stdin is None or sys.stdout is None):
         raise options.UsageError("- needs standard input and standard output, and one is closed")
     if not args.pipe and not generated:
@@ -230,13 +251,14 @@ def _parser() -> options.Parser:
     parser = options.Parser(
         "echo-client",
         "Send bytes to an echo server and check that exactly those bytes come back.\n\n"
-        "Without -s or -n it shows the conversation; with either it sends generated messages and reports.",
+        "Without -s, -n or --seed it shows the conversation; with one of them it sends\n"
+        "generated messages and sums up.",
         EXAMPLES,
     )
     group = parser.add_argument_group("where to connect")
     add = group.add_argument
     add("target", metavar="HOST:PORT", nargs="?", help="the server; [IPV6]:PORT for an IPv6 address")
-    add("--host", default="localhost", help="the server's name or address")
+    add("--host", type=options.host, default="localhost", help="the server's name or address")
     add("-p", "--port", type=options.checked(parse_port), default=12345, help="its port")
     options.add_family(group)
     add("--loopback", action="store_true", help="serve myself: an echo server in this process, on a free port")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 
-from echopair.address import AddressError
+from echopair.address import AddressError, explain
 from echopair.cli.options import UsageError
 from echopair.text import count, reason
 
@@ -61,6 +62,8 @@ class Output:
 def run(name: str, body: Callable[[Sequence[str] | None, Output], int], argv: Sequence[str] | None) -> int:
     """Run a command's `body` and return its exit status; what a user or a network can cause takes one line."""
     _open_standard_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # whatever peers and users write can be shown
     output = Output(sys.stdout)
     try:
         status = body(argv, output)
@@ -68,6 +71,8 @@ def run(name: str, body: Callable[[Sequence[str] | None, Output], int], argv: Se
         return complain(name, f"{error}; see {name} --help", USAGE)
     except AddressError as error:
         return complain(name, str(error), FAILED)
+    except OSError as error:  # out of descriptors before there is a connection to blame it on
+        return complain(name, explain(error), FAILED)
     except KeyboardInterrupt:
         return complain(name, "interrupted", INTERRUPTED)
     except SystemExit as done:  # --help and --version
@@ -81,8 +86,26 @@ def run(name: str, body: Callable[[Sequence[str] | None, Output], int], argv: Se
 def complain(name: str, message: str, status: int) -> int:
     """Say what is wrong, in one line on standard error, and return `status`."""
     if sys.stderr:  # None where the shell says 2>&-, and then print would go to standard output
-        print(f"{name}: {message}", file=sys.stderr)
+        try:
+            print(f"{name}: {message}", file=sys.stderr)
+        except OSError:
+            pass  # there is nowhere left to say it; the status still tells
     return status
+
+
+def raise_descriptor_limit() -> float:
+    """Allow this process as many descriptors as the system lets it have, and return how many (getrlimit(2))."""
+    try:
+        import resource
+    except ImportError:  # pragma: no cover - Windows has no such limit
+        return float("inf")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):  # macOS calls it unlimited and does not mean it
+            return soft
+    return float("inf") if hard == resource.RLIM_INFINITY else hard
 
 
 def configure_logging(level: int) -> None:

@@ -7,6 +7,7 @@ command line wins) and errors that take one line.
 from __future__ import annotations
 
 import argparse
+import shutil
 import socket
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing would take a tenth of the start
     from typing import Any, NoReturn
 
-SIZE_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
+SIZE_UNITS = {"": 1, "K": 1024, "KiB": 1024, "M": 1024**2, "MiB": 1024**2, "G": 1024**3, "GiB": 1024**3}
 COUNT_UNITS = {"": 1, "k": 1000, "m": 1000**2}
 DURATION_UNITS = {"": 1.0, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -40,7 +41,9 @@ def count(least: int = 0) -> Callable[[str], int]:
 
 def duration(least: float = 0) -> Callable[[str], float]:
     """Return a reader of durations: seconds, or with us, ms, s, m or h; the value is in seconds."""
-    return _quantity("a duration", DURATION_UNITS, "seconds, or with us, ms, s, m, h, like 500ms", least, whole=False)
+    return _quantity(
+        "a duration", DURATION_UNITS, "seconds, or with us, ms, s, m, h, like 500ms, or never", least, whole=False
+    )
 
 
 def checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -55,8 +58,12 @@ def checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
     return reader
 
 
-def bare_host(text: str) -> str:
-    """Return a host without the brackets that an IPv6 address may come in."""
+def host(text: str) -> str:
+    """Read a host: a name or an address, an IPv6 address also in brackets."""
+    if not text:
+        raise argparse.ArgumentTypeError("a host has a name or an address; this one is empty")
+    if text.count(":") == 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is a host and a port: the port goes into --port")
     return text[1:-1] if text.startswith("[") and text.endswith("]") else text
 
 
@@ -73,6 +80,8 @@ def _quantity(what: str, units: Mapping[str, float], advice: str, least: float, 
 
     def read(text: str) -> Any:
         written = text.strip().lower()
+        if written == "never" and not whole:
+            return float("inf")
         number = written.rstrip("abcdefghijklmnopqrstuvwxyz ")
         unit = written[len(number) :].strip()
         integer, _, fraction = number.partition(".")
@@ -105,7 +114,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
     """Help with every option's default behind it."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=100)
+        super().__init__(prog, max_help_position=30, width=min(shutil.get_terminal_size().columns, 100) - 2)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.nargs == 0 or not action.option_strings:
@@ -132,8 +141,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=prog,
             description=description,
-            epilog=f"{examples}\n\nEvery option can be set by environment, --port by {variable}_PORT and so on; "
-            "the command line wins.\nSizes take K M G (1024), counts k m (1000), durations us ms s m h.",
+            epilog=f"{examples}\n\nEvery option can be set by environment, --port by {variable}_PORT and so on;\n"
+            "the command line wins. Sizes take K M G (1024), counts k m (1000), durations\n"
+            "us ms s m h or never.",
             formatter_class=Help,
             allow_abbrev=False,
             add_help=False,
@@ -183,9 +193,10 @@ class Parser(argparse.ArgumentParser):
 
     def _unknown(self, argument: str) -> str:
         if not argument.startswith("-"):
-            return f"unexpected argument {argument!r}"
+            hint = "; a port goes into --port" if argument.isdigit() else ""
+            return f"unexpected argument {argument!r}{hint}"
         import difflib
 
         options = [option for action in self._actions for option in action.option_strings]
         close = difflib.get_close_matches(argument.partition("=")[0], options, 1)
-        return f"unknown option {argument}" + (f"; did you mean {close[0]}?" if close else "")
+        return f"unknown option {argument}" + (f" (did you mean {close[0]}?)" if close else "")

@@ -10,11 +10,13 @@ import argparse
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from echopair.address import format_address, listen, parse_port
 from echopair.cli import options
-from echopair.cli.command import OK, Output, configure_logging, run
+from echopair.cli.command import OK, Output, configure_logging, raise_descriptor_limit, run
 from echopair.loop import SIGINT, SIGTERM, EventLoop
 from echopair.text import count, duration
 
@@ -24,9 +26,9 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  echo-server                                localhost, IPv4 and IPv6, port 12345
-  echo-server --port 0                       any free port; the first line of output says which
-  echo-server --host 0.0.0.0 --host :: -q    every interface, and only problems in the log"""
+  echo-server                              localhost, port 12345
+  echo-server --port 0                     any free port; the first line says it
+  echo-server --host 0.0.0.0 --host :: -q  every interface; log problems only"""
 
 log = logging.getLogger(__name__)
 
@@ -40,19 +42,19 @@ def _main(argv: Sequence[str] | None, output: Output) -> int:
     args = _parser().parse(argv, os.environ)
     configure_logging(args.log_level)
     with EventLoop() as loop:
-        listeners = listen(map(options.bare_host, args.host), args.port, args.family, args.backlog)
+        listeners = listen(args.host, args.port, args.family, args.backlog)
         for signum in (SIGINT, SIGTERM):
             loop.add_signal_handler(signum, lambda: stop())  # noqa: PLW0108 - it is made below
         for listener in listeners:
             output.line(f"Listening on {format_address(listener.getsockname())}", flush=True)
         server = _server(loop, listeners, args)
         stop = Stop(loop, server, args.drain_timeout)
-        started = loop.now
+        started = time.monotonic()
         loop.run()
         log.info(
             "served %s in %s: %s received, %s sent",
             count(server.connections_served, "connection"),
-            duration(loop.now - started),
+            duration(time.monotonic() - started),
             count(server.bytes_received, "byte"),
             count(server.bytes_sent, "byte"),
         )
@@ -63,6 +65,7 @@ def _server(loop: EventLoop, listeners: list[socket.socket], args: argparse.Name
     """Load and start the server; the first peers may wait in the listen queue already, and that is quick."""
     from echopair.server.echo import EchoServer, VerboseEchoServer
 
+    raise_descriptor_limit()
     kind = VerboseEchoServer if args.log_level == logging.DEBUG else EchoServer
     server = kind(loop, listeners, max_conns=args.max_conns, max_buffer=args.max_buffer)
     if args.idle_timeout is not None:
@@ -77,9 +80,10 @@ class Stop:
     """What a signal to end does: the first drains the server and then stops the loop, the second does not wait."""
 
     def __init__(self, loop: EventLoop, server: EchoServer, drain_timeout: float) -> None:
-        self._loop = loop
+        from echopair.server.drain import Drain  # now: at the end there may be no descriptor left to import with
+
         self._server = server
-        self._drain_timeout = drain_timeout
+        self._drain = partial(Drain, loop, server, drain_timeout, loop.stop)
         self._give_up: Callable[[], object] | None = None
 
     def __call__(self) -> None:
@@ -87,11 +91,9 @@ class Stop:
         if self._give_up:
             self._give_up()
             return
-        from echopair.server.drain import Drain
-
         if self._server.connections:
             log.info("stopping once %s got what is owed", count(len(self._server.connections), "connection"))
-        self._give_up = Drain(self._loop, self._server, self._drain_timeout, self._loop.stop).give_up
+        self._give_up = self._drain().give_up
 
 
 def _parser() -> options.Parser:
@@ -101,7 +103,8 @@ def _parser() -> options.Parser:
     )
     group = parser.add_argument_group("where to listen")
     add = group.add_argument
-    add("--host", action=options.Collect, default=["localhost"], help="every address that HOST has; may be repeated")
+    add("--host", action=options.Collect, type=options.host, default=["localhost"],
+        help="every address that HOST has; may be repeated")
     add("-p", "--port", type=options.checked(parse_port), default=12345, help="0 is any free one, the same for all")
     options.add_family(group)
     add("--backlog", metavar="N", type=options.count(1), help="length of the listen queue (default: the system's most)")

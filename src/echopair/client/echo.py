@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,6 +12,8 @@ from echopair.client.session import Failure, Session, error_name
 from echopair.connection import Connection
 from echopair.idle import IdleWatch
 from echopair.loop import EventLoop
+
+log = logging.getLogger(__name__)
 
 TIMEOUT = 10.0  # seconds
 CONNECT_TIMEOUT = 5.0  # seconds
@@ -71,19 +74,23 @@ class EchoClient:
         self.connections.append(connection)
         self._open[connection] = session
         session.ended = self._connection_ended
-        session.start(connection)
+        try:
+            session.start(connection)
+        except Exception as error:
+            log.exception("connection %d could not begin", session.number)
+            connection.abort(error)
 
-    def _failed(self, session: Session, error: OSError, address: Address) -> None:
+    def _failed(self, session: Session, failures: list[tuple[Address, OSError]]) -> None:
         del self._dials[session]
+        told = "; ".join(f"{format_address(address[1])}: {explain(error)}" for address, error in failures)
         session.failure = Failure(
-            "connect",
-            error_name(error),
-            f"connection {session.number}: cannot connect to {format_address(address[1])}: {explain(error)}",
+            "connect", error_name(failures[-1][1]), f"connection {session.number}: cannot connect to {told}"
         )
         self._session_ended(session)
 
     def _silent(self, connection: Connection) -> None:
-        self._open[connection].silent(self._timeout)
+        if not connection.closed:  # it may have ended, and wait for its output
+            self._open[connection].silent(self._timeout)
 
     def _connection_ended(self, session: Session) -> None:
         del self._open[session.connection]

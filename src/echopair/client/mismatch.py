@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import takewhile
 
-from echopair.text import count
+from echopair.text import count, printable
 
 RECOGNISABLE = 8  # bytes; fewer in a row may agree by chance
 SHOWN = 8  # bytes of each side in a report
@@ -16,17 +16,31 @@ def agreement(expected: bytes, got: bytes) -> int:
 
 
 def dump(data: bytes) -> str:
-    """Return the first bytes of `data` in hexadecimal."""
-    return data[:SHOWN].hex(" ") + (" .." if len(data) > SHOWN else "")
+    """Return the first bytes of `data` in hexadecimal, and as text where they are that."""
+    shown = data[:SHOWN]
+    readable = (
+        f" {printable(shown)}" if len(shown) == SHOWN and shown.isascii() and shown.decode().isprintable() else ""
+    )
+    return shown.hex(" ") + (" .." if len(data) > SHOWN else "") + readable
 
 
 def diagnose(expected: bytes, got: bytes) -> str:
     """Say what happened to the echo; both sides begin at the first byte that differs. Empty where nothing fits."""
-    following = slice(1, 1 + RECOGNISABLE)
-    if got[following] == expected[following][: len(got) - 1]:
+    rest = min(len(expected), len(got))
+    if got[1:rest] == expected[1:rest] and (rest > RECOGNISABLE or len(expected) == rest):
         return "one bit flipped" if (expected[0] ^ got[0]).bit_count() == 1 else "one byte changed"
-    if len(got) >= RECOGNISABLE and (lost := expected.find(got[:RECOGNISABLE])) > 0:
+    if lost := _offset_of(got, expected):
         return f"{count(lost, 'byte')} lost"
-    if len(expected) >= RECOGNISABLE and (added := got.find(expected[:RECOGNISABLE])) > 0:
+    if added := _offset_of(expected, got):
         return f"{count(added, 'byte')} inserted or repeated"
     return ""
+
+
+def _offset_of(part: bytes, whole: bytes) -> int:
+    """Return where in `whole` the bytes of `part` begin, agreeing as far as both go; 0 where they do not."""
+    start = whole.find(part[:RECOGNISABLE], 1) if len(part) >= RECOGNISABLE else 0
+    while start > 0:
+        if whole[start : start + len(part)] == part[: len(whole) - start]:
+            return start
+        start = whole.find(part[:RECOGNISABLE], start + 1)
+    return 0

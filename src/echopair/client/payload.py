@@ -1,21 +1,22 @@
-"""Generated messages: a seeded stream in which no two messages of a run are alike.
+"""Generated messages: a seeded stream in which pieces that get lost, repeated or swapped do not go unnoticed.
 
 A message is cut into pieces of at most 64 KiB, so that a message of any size needs the memory of one piece. Every
 piece of a run has a number of its own, made of its connection and its place in that connection's sequence, and the
 number decides all its bytes:
 
-    stamp (8 bytes): the number times an odd constant modulo 2**64 (Knuth, TAOCP 3, 6.4), so numbers that differ in
-                     one bit differ in many, no two are alike, and a stamp found in the wrong place tells its number
+    stamp (8 bytes): the number times an odd constant modulo 2**64, the strongest byte first (Knuth, TAOCP 3, 6.4); no
+                     two are alike, and a stamp found in the wrong place tells its number
     filling:         a stretch of one seeded random block, starting where the number says
 
-Two pieces thus start at different places of the block (its length is a prime, so 1,048,573 pieces in a row do), and
-at each offset they hold different random bytes: whatever is lost, repeated, swapped or taken from another connection
-does not match.
+The block's length is a prime, so 1,048,573 pieces in a row start at different places of it, and any two of them differ
+in every eight bytes that stand at the same offset. Messages shorter than a stamp have but its first bytes: of one byte
+there are only 256.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from random import Random
 
 PIECE_SIZE = 64 * 1024  # bytes
@@ -41,17 +42,14 @@ class Payload:
 
     def pieces(self, connection: int, messages: int) -> Iterator[bytes]:
         """Yield the pieces of `messages` messages for connection number `connection`, counted from 1."""
-        whole, rest = divmod(self._size, PIECE_SIZE)
-        lengths = [PIECE_SIZE] * whole + [rest] * (rest > 0)
-        number = connection - 1
+        numbers = count(connection - 1, self._conns)
         for _ in range(messages):
-            for length in lengths:
-                yield self.piece(number, length)
-                number += self._conns
+            for offset in range(0, self._size, PIECE_SIZE):
+                yield self.piece(next(numbers), min(PIECE_SIZE, self._size - offset))
 
     def piece(self, number: int, length: int) -> bytes:
         """Return the first `length` bytes of piece `number`."""
-        stamp = ((number * SCATTER + self._salt) % MODULUS).to_bytes(STAMP_SIZE, "little")
+        stamp = ((number * SCATTER + self._salt) % MODULUS).to_bytes(STAMP_SIZE, "big")
         if length <= STAMP_SIZE:
             return stamp[:length]
         start = number * STRIDE % PERIOD
@@ -61,7 +59,7 @@ class Payload:
         """Return the connection and message, both from 1, of the piece that starts with `data`; None if none does."""
         if min(len(data), self._size) < STAMP_SIZE:
             return None
-        number = (int.from_bytes(data[:STAMP_SIZE], "little") - self._salt) * GATHER % MODULUS
+        number = (int.from_bytes(data[:STAMP_SIZE], "big") - self._salt) * GATHER % MODULUS
         length = min(len(data), self._size, PIECE_SIZE)
         if number >= PLAUSIBLE or self.piece(number, length) != data[:length]:
             return None

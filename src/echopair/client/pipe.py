@@ -18,11 +18,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from echopair.client.session import NONE, Session, error_name
+from echopair.client.session import FULL, LENGTH, Session, error_name
 from echopair.connection import READ_SIZE, Connection
 from echopair.loop import READ, WRITE
-from echopair.text import reason
+from echopair.text import count, reason, size
 
+PIPE_BUF = getattr(select, "PIPE_BUF", 512)  # bytes; POSIX grants 512, Windows has no such thing
 MAX_OUTSTANDING = 64 * 1024 * 1024  # bytes kept to compare the echo with
 
 
@@ -36,7 +37,7 @@ class Pipe(Session):
 
     source: int = 0
     sink: int = 1
-    sink_limit: int = select.PIPE_BUF
+    sink_limit: int = PIPE_BUF
     _source_watched: bool = False
     _source_pollable: bool = True
     _sink_watched: bool = False
@@ -49,7 +50,10 @@ class Pipe(Session):
 
     def place(self) -> str:
         """Return where in the stream the next byte to come back stands."""
-        return f"offset {self.echoed + self.matched:,}"
+        limit = (
+            f" with {size(MAX_OUTSTANDING)} under way, all that can be compared (see --verify)" if self._full() else ""
+        )
+        return f"offset {self.echoed + self.matched:,}{limit}"
 
     def send_more(self, connection: Connection) -> None:
         """Read on when there is room for what comes; half-close at the end of input."""
@@ -57,13 +61,11 @@ class Pipe(Session):
             self._watch_source(False)
             connection.send_eof()
         else:
-            unanswered = connection.bytes_sent - connection.bytes_received
-            room = self.verify == NONE or unanswered < MAX_OUTSTANDING
-            self._watch_source(room and not connection.outbound)
+            self._watch_source(not self._full() and not connection.outbound)
 
     def send_piece(self, connection: Connection, piece: bytes) -> None:
         """Send one piece, and expect it back if that is to be checked."""
-        if self.verify == NONE:
+        if self.verify != FULL:
             connection.send(piece)
         else:
             Session.send_piece(self, connection, piece)
@@ -72,8 +74,17 @@ class Pipe(Session):
         """Pass the echo on, then check it."""
         connection.keep(data)
         self._watch_sink(connection)
-        if self.verify != NONE:
+        if self.verify == FULL:
             Session.data_received(self, connection, data)
+
+    def eof_received(self, connection: Connection) -> None:
+        """End well if all has come back."""
+        surplus = connection.bytes_received - connection.bytes_sent - len(connection.outbound)
+        if self.verify == LENGTH and (surplus or not self.exhausted):
+            came = f"{connection.bytes_received:,} of {count(connection.bytes_received - surplus, 'byte')} came back"
+            self.fail("echo", "missing" if surplus <= 0 else "extra", f"{came} before the server closed")
+        else:
+            Session.eof_received(self, connection)
 
     def silent(self, timeout: float) -> None:
         """Fail, unless it is the input or the output that keeps the server waiting."""
@@ -81,6 +92,10 @@ class Pipe(Session):
         waiting_for_sink = len(connection.inbound) >= connection.max_buffer
         if not waiting_for_sink and (self.outstanding or connection.outbound or connection.eof_sent):
             Session.silent(self, timeout)
+
+    def _full(self) -> bool:
+        """Return whether as much is under way as can be compared with what comes back."""
+        return self.verify == FULL and self.connection.bytes_sent - self.connection.bytes_received >= MAX_OUTSTANDING
 
     def finish(self) -> None:
         """Tell the owner that this was all, once the output has taken what came."""
@@ -139,6 +154,7 @@ class Pipe(Session):
         except OSError as error:
             written = len(connection.inbound)
             self.fail("output", error_name(error), f"cannot write standard output: {reason(error)}")
+        connection.active_at = connection.loop.now
         connection.consume(written)
         if not connection.inbound:
             self._sink_watched = False
@@ -151,7 +167,7 @@ class Pipe(Session):
 def opened_anew(descriptor: int) -> Iterator[tuple[int, int]]:
     """Open what `descriptor` is a second time, to write without blocking; yield that, and how much it takes at once."""
     mode = os.fstat(descriptor).st_mode
-    limit = READ_SIZE if stat.S_ISREG(mode) else select.PIPE_BUF
+    limit = READ_SIZE if stat.S_ISREG(mode) else PIPE_BUF
     anew = -1
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
         try:

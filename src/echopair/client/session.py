@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from echopair.client.mismatch import agreement, diagnose, dump
-from echopair.connection import Connection, Handler
+from echopair.connection import READ_SIZE, Connection, Handler
 from echopair.text import count, reason
 
+EMPTY = memoryview(b"")
 FULL, LENGTH, NONE = "full", "length", "none"  # what of the echo is checked
 
 
@@ -38,7 +39,7 @@ class Session(Handler):
     """Sends `pieces`, none of them empty, at most `pipeline` messages ahead of their echo, and checks the echo.
 
     A message is `pieces_per_message` pieces, all but its last of the same size. `verify` says what is checked: FULL
-    every byte, LENGTH only how many come back, NONE nothing but that the connection lives. When the session has
+    every byte, LENGTH only how many come back, NONE nothing, though as many are waited for. When the session has
     ended `ended(session)` is called, once; `failure` then tells what went wrong, if anything did. `locate` may tell
     to which connection and message bytes in the wrong place belong.
     """
@@ -54,6 +55,7 @@ class Session(Handler):
     outstanding: deque[bytes] = field(default_factory=deque)
     matched: int = 0  # bytes of outstanding[0] that have come back
     echoed: int = 0  # bytes of the current message that came back in whole pieces
+    unsent: memoryview = EMPTY  # what is left of a piece too large to be sent at once
     pieces_sent: int = 0
     pieces_echoed: int = 0
     exhausted: bool = False  # nothing is left to send
@@ -77,9 +79,13 @@ class Session(Handler):
     def send_more(self, connection: Connection) -> None:
         """Send what the pipeline and the kernel have room for; half-close when all is sent and has come back."""
         allowed = (self.messages_echoed + self.pipeline) * self.pieces_per_message
-        while self.pieces_sent < allowed and not connection.outbound and not self.exhausted:
-            piece = next(self.pieces, None)
-            if piece is None:
+        while not (connection.outbound or connection.eof_queued):
+            if self.unsent:
+                chunk, self.unsent = self.unsent[:READ_SIZE], self.unsent[READ_SIZE:]
+                connection.send(chunk)
+            elif self.exhausted or self.pieces_sent >= allowed:
+                break
+            elif (piece := next(self.pieces, None)) is None:
                 self.exhausted = True
             else:
                 self.send_piece(connection, piece)
@@ -87,10 +93,13 @@ class Session(Handler):
             connection.send_eof()
 
     def send_piece(self, connection: Connection, piece: bytes) -> None:
-        """Send one piece and expect it back."""
+        """Send one piece, a large one bit by bit, and expect it back."""
         self.outstanding.append(piece)
         self.pieces_sent += 1
-        connection.send(piece)
+        if len(piece) <= READ_SIZE:
+            connection.send(piece)
+        else:
+            self.unsent = memoryview(piece)  # outbound is no place for it: while that is full, nothing is read
 
     def fail(self, phase: str, error: str, story: str) -> None:
         """End the session at once: it failed, for this reason."""
@@ -99,16 +108,16 @@ class Session(Handler):
 
     def silent(self, timeout: float) -> None:
         """Fail: no byte has moved for `timeout` seconds, and the server is the one to move it."""
-        if self.outstanding:
-            self.fail("echo", "timeout", f"no byte moved for {timeout:g} s, with {self.place()} still to come back")
+        if self.connection.outbound:
+            self.fail("echo", "timeout", f"the server took nothing for {timeout:g} s, while waiting for {self.place()}")
+        elif self.connection.eof_sent and not self.outstanding:
+            self.fail("close", "timeout", f"all came back, but our EOF was not answered for {timeout:g} s")
         else:
-            self.fail(
-                "close", "timeout", f"all came back, but the server did not close within {timeout:g} s of our EOF"
-            )
+            self.fail("echo", "timeout", f"nothing moved for {timeout:g} s, waiting for {self.place()}")
 
     def place(self) -> str:
         """Return where in the conversation the next byte to come back stands."""
-        return f"message {self.messages_echoed + 1}, offset {self.echoed + self.matched}"
+        return f"message {self.messages_echoed + 1:,}, offset {self.echoed + self.matched:,}"
 
     def data_received(self, connection: Connection, data: bytes) -> None:
         """Compare what came back, and go on."""
@@ -124,9 +133,13 @@ class Session(Handler):
 
     def eof_received(self, connection: Connection) -> None:
         """End well if all has come back; otherwise the rest is missing."""
-        if self.verify != NONE and not (self.exhausted and not self.outstanding):
+        if connection.error:
+            self.fail("echo", error_name(connection.error), f"{reason(connection.error)} at {self.place()}")
+        elif self.verify != NONE and not (self.exhausted and not self.outstanding):
             owed = sum(map(len, self.outstanding)) - self.matched
             missing = f"{count(owed, 'byte')} sent did not come back" if owed else "more was to be sent"
+            if self.connection.eof_sent:
+                missing += " (it closed upon our EOF; some servers and proxies do not know half-closed connections)"
             self.fail("echo", "missing", f"the server closed at {self.place()}: {missing}")
         else:
             connection.send_eof()

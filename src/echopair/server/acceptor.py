@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # importing typing would take a tenth of the start
     from typing import Any
 
 ACCEPTS_PER_WAKEUP = 64  # a flood of connections shares each turn of the loop with those already there
+RECOVERED_AFTER = 1.0  # seconds without a shortage; peers that come and go at the limit would flood the log
 RETRY_DELAY = 0.1  # seconds; descriptors and memory are freed by peers, and no event tells
 
 # accept(2): an error already pending on the new connection; it is that connection's end, not the listener's.
@@ -43,7 +44,7 @@ class Acceptor:
 
     `room()` says how many more connections the owner takes; at 0 accepting pauses till `resume()`. Out of
     descriptors or memory (EMFILE, ENFILE, ENOBUFS, ENOMEM) it pauses too, and tries again on a timer or at
-    `resume()`; it says so once, until the queue has been emptied.
+    `resume()`; it says so once, until it has lasted a second without.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Acceptor:
         self._accepted = accepted
         self._room = room
         self._paused = True
-        self._short = False  # of descriptors or memory
+        self._short_at: float | None = None  # when descriptors or memory last fell short, until that is over
         self._retry: Timer | None = None
         self.resume()
 
@@ -109,13 +110,13 @@ class Acceptor:
             self._pause()
 
     def _say_recovered(self) -> None:
-        if self._short:
-            self._short = False
+        if self._short_at is not None and self._loop.now - self._short_at >= RECOVERED_AFTER:
+            self._short_at = None
             log.warning("accepting again")
 
     def _wait_for_resources(self, error: OSError) -> None:
-        if not self._short:
-            self._short = True
+        if self._short_at is None:
             log.warning("not accepting for now: %s", explain(error))
+        self._short_at = self._loop.now
         self._pause()
         self._retry = self._loop.call_later(RETRY_DELAY, self.resume)

@@ -8,7 +8,6 @@ Then each is half-closed and ends with the peer's EOF. A timer bounds it all.
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Callable
 
 from echopair.connection import Connection, Handler
@@ -16,12 +15,6 @@ from echopair.idle import IdleWatch
 from echopair.loop import EventLoop
 from echopair.server.echo import EchoServer
 from echopair.text import count
-
-try:
-    from fcntl import ioctl
-    from termios import TIOCOUTQ
-except ImportError:  # pragma: no cover - Windows has neither
-    ioctl = None  # type: ignore[assignment]
 
 QUIET = 0.2  # seconds; a round trip and a delayed ACK (RFC 1122 4.2.3.2) on most paths
 
@@ -47,7 +40,9 @@ class Drain(Handler):
         left = self._server.connections
         if left:
             owed = sum(len(connection.outbound) for connection in left)
-            log.warning("cutting %s, owed %s", count(len(left), "connection"), count(owed, "byte"))
+            log.warning(
+                "cutting %s that did not fall quiet, owed %s", count(len(left), "connection"), count(owed, "byte")
+            )
         for connection in left:
             connection.abort()
 
@@ -77,16 +72,7 @@ class Drain(Handler):
     def _quiet(self, connection: Connection) -> None:
         if connection.closed or connection.outbound:
             return  # cut in this very turn, or quiet because the peer does not read
-        if _delivered(connection.sock):
-            connection.abort()
+        if connection.undelivered() == 0:
+            connection.abort()  # nothing is on its way that a reset could destroy
         else:
             connection.close()
-
-
-def _delivered(sock: socket.socket) -> bool:
-    """Return whether the peer acknowledged every byte, so that closing can destroy none (tcp(7), SIOCOUTQ)."""
-    if ioctl is None:  # pragma: no cover - Windows: not known
-        return False
-    unacknowledged = bytearray(4)
-    ioctl(sock, TIOCOUTQ, unacknowledged)
-    return not any(unacknowledged)

@@ -65,7 +65,7 @@ class EchoServer(Handler):
         log.info(
             "%s  %s: %s received, %s sent",
             connection.peer,
-            f"lost ({reason(error)})" if error else "closed",
+            _end(error),
             count(connection.bytes_received, "byte"),
             count(connection.bytes_sent, "byte"),
         )
@@ -91,3 +91,10 @@ class VerboseEchoServer(EchoServer):
         """Log, and echo."""
         log.debug("%s  echoes %s  %s", connection.peer, count(len(data), "byte"), printable(data))
         connection.send(data)
+
+
+def _end(error: Exception | None) -> str:
+    """Return how a connection ended: by both sides, by us (an error without a number) or by the network."""
+    if error is None:
+        return "closed"
+    return f"lost ({reason(error)})" if getattr(error, "errno", None) else f"ended ({reason(error)})"
