@@ -17,11 +17,13 @@ import pytest
 from echopair.address import AddressError
 from echopair.cli import command
 from echopair.cli.command import (
+    ImpatientHandler,
     LineFormatter,
     LineLimit,
     Output,
     complain,
     configure_logging,
+    open_anew,
     raise_descriptor_limit,
     run,
 )
@@ -151,6 +153,44 @@ def test_descriptor_limit_is_raised_as_far_as_it_goes(monkeypatch: pytest.Monkey
     monkeypatch.setattr(resource, "setrlimit", setrlimit)
     assert raise_descriptor_limit() == (5000 if granted else 100)
     assert asked == [(5000, 5000)]
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reader, writer = os.pipe()
+    yield reader, writer
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_log_that_nobody_reads_keeps_nobody_waiting_and_counts_what_it_left_out(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    anew = open_anew(writer)
+    handler = ImpatientHandler(anew)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for _ in range(2000):
+        handler.emit(record(message="%s " + "x" * 100))
+    os.read(reader, 1 << 20)
+    handler.emit(record())
+    os.close(anew)
+    assert re.fullmatch(rb"\([0-9,]+ lines left out, for nobody read them\)\npeer is here\n", os.read(reader, 1000))
+    assert os.get_blocking(writer), "others share this one"
+
+
+def test_only_pipes_and_terminals_are_opened_anew(tmp_path, pipe: tuple[int, int], monkeypatch) -> None:
+    with open(tmp_path / "file", "w") as stream:
+        assert open_anew(stream.fileno()) is None
+    monkeypatch.setattr(os, "open", exiting(FileNotFoundError()))
+    assert open_anew(pipe[1]) is None
+
+
+@pytest.mark.usefixtures("_logging_put_back")
+def test_the_log_of_a_real_process_does_not_wait(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", sys.__stderr__)
+    monkeypatch.setattr(command, "open_anew", lambda _descriptor: pipe[1])
+    configure_logging(logging.INFO)
+    logging.getLogger("echopair.test").info("hello")
+    assert os.read(pipe[0], 100).endswith(b"  hello\n")
 
 
 def test_a_bug_is_not_hidden() -> None:

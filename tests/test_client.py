@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
@@ -17,7 +18,7 @@ from echopair.address import listen
 from echopair.client import EchoClient, Session
 from echopair.client.mismatch import agreement, diagnose, dump
 from echopair.client.payload import PERIOD, PIECE_SIZE, STAMP_SIZE, Payload
-from echopair.client.pipe import Pipe, opened_anew
+from echopair.client.pipe import Pipe
 from echopair.client.session import FULL, LENGTH, NONE
 from echopair.connection import Connection
 from helpers import LOCALHOST, ScriptedSocket, read_all, reset, run_until, settle, small_pair, tcp_pair
@@ -570,15 +571,13 @@ class Plumbing:
         self.output, self.sink = os.pipe()
         near, self.server = tcp_pair()
         self.ended: list[Session] = []
-        self.opened = opened_anew(self.sink if sink is None else sink)
-        sink, limit = self.opened.__enter__()
+        os.set_blocking(self.sink, False)
         self.session = Pipe(
             1,
             iter(()),
             ended=self.ended.append,
             source=self.source if source is None else source,
-            sink=sink,
-            sink_limit=limit,
+            sink=self.sink if sink is None else sink,
             **options,
         )
         self.connection = Connection(loop, near, self.session, "server", max_buffer=100_000)
@@ -626,7 +625,6 @@ class Plumbing:
         self.connection.inbound = b""
         self.server.close()
         settle(self.loop)
-        self.opened.__exit__(None, None, None)
         for descriptor in self.open:
             os.close(descriptor)
 
@@ -708,17 +706,16 @@ def test_waiting_for_the_output_after_the_end_is_not_silence(run, loop, clock):
     reader, writer = os.pipe()
     os.write(writer, bytes(65536))  # full
     source = os.open(os.devnull, os.O_RDONLY)
-    with opened_anew(writer) as (sink, limit):
-        run = run(Pipe(1, iter(()), source=source, sink=sink, sink_limit=limit, verify=NONE), timeout=10)
-        server = run.accept()
-        server.send(b"late")
-        server.close()
-        run_until(loop, lambda: run.client.connections and run.client.connections[0].closed)
-        clock.advance(30)
-        settle(loop)
-        assert not run.done
-        assert len(os.read(reader, 65536)) == 65536
-        run_until(loop, lambda: run.done)
+    run = run(Pipe(1, iter(()), source=source, sink=writer, verify=NONE), timeout=10)
+    server = run.accept()
+    server.send(b"late")
+    server.close()
+    run_until(loop, lambda: run.client.connections and run.client.connections[0].closed)
+    clock.advance(30)
+    settle(loop)
+    assert not run.done
+    assert len(os.read(reader, 65536)) == 65536
+    run_until(loop, lambda: run.done)
     assert os.read(reader, 100) == b"late"
     assert run.client.failures == []
     for descriptor in (reader, writer, source):
@@ -812,23 +809,20 @@ def test_input_that_cannot_be_read_is_a_failure(plumb, loop, tmp_path):
     assert plumbing.session.failure.story == "connection 1: cannot read standard input: is a directory"
 
 
-def test_a_sink_that_cannot_be_opened_anew_gets_what_a_pipe_takes_without_blocking(plumb, loop, monkeypatch):
-    def refused(*_args):
-        raise PermissionError
-
-    monkeypatch.setattr(os, "open", refused)
+def test_a_sink_that_blocks_gets_what_a_pipe_takes_without_blocking(plumb, loop):
     plumbing = plumb()
-    payload = os.urandom(50_000)
-    os.write(plumbing.input, payload)
-    plumbing.shut(plumbing.input)
-    plumbing.serve()
+    os.set_blocking(plumbing.sink, True)
+    payload = os.urandom(200_000)
+    feeder = threading.Thread(target=os.write, args=(plumbing.input, payload))
+    feeder.start()
     os.set_blocking(plumbing.output, False)
     received = b""
     while len(received) < len(payload):
+        plumbing.echo()
         loop.run_once(0)
         with suppress(BlockingIOError):
-            received += os.read(plumbing.output, 4096)
-    run_until(loop, lambda: plumbing.ended)
+            received += os.read(plumbing.output, 1000)  # slowly, so that the pipe is full most of the time
+    feeder.join()
     assert received == payload
 
 

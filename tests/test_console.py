@@ -210,6 +210,17 @@ def test_sigterm_with_megabytes_owed_delivers_them():
         assert server.wait(HUNG) == 0
 
 
+def test_a_log_that_nobody_reads_stops_neither_the_service_nor_its_end():
+    with running_server() as (server, port):
+        for _ in range(1200):  # of two lines each: more than a pipe holds
+            connect(port).close()
+        with connect(port) as peer:
+            peer.sendall(b"hello")
+            assert peer.recv(100) == b"hello"
+        server.terminate()
+        assert server.wait(HUNG) == 0
+
+
 # What users may do
 
 

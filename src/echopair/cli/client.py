@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import socket
+import stat
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,13 +25,14 @@ from echopair.cli.command import (
     Output,
     complain,
     configure_logging,
+    open_anew,
     raise_descriptor_limit,
     run,
 )
 from echopair.client.echo import CONNECT_TIMEOUT, TIMEOUT, EchoClient
-from echopair.client.pipe import Pipe, opened_anew
+from echopair.client.pipe import PIPE_BUF, Pipe
 from echopair.client.session import FULL, LENGTH, NONE, Session
-from echopair.connection import Connection
+from echopair.connection import READ_SIZE, Connection
 from echopair.loop import SIGINT, SIGTERM, EventLoop
 from echopair.server.drain import Drain
 from echopair.server.echo import EchoServer
@@ -64,8 +66,7 @@ def _main(argv: Sequence[str] | None, output: Output) -> int:
         else:
             addresses = resolve(args.host, args.port, args.family)
         if args.pipe:
-            sink, limit = stack.enter_context(opened_anew(1))
-            sessions: list[Session] = [Pipe(1, iter(()), verify=args.verify, sink=sink, sink_limit=limit)]
+            sessions: list[Session] = [_pipe(args, stack)]
         else:
             sessions = _sessions(args, output)
         client = EchoClient(
@@ -132,6 +133,15 @@ class Talk(Session):
             f"{count(self.connection.bytes_sent, 'byte')} sent, {self.connection.bytes_received:,} received",
         )
         Session.finish(self)
+
+
+def _pipe(args: argparse.Namespace, stack: ExitStack) -> Pipe:
+    """Return a session between standard input and standard output."""
+    sink = open_anew(1)
+    never_blocks = sink is not None or stat.S_ISREG(os.fstat(1).st_mode)
+    sink = os.dup(1) if sink is None else sink
+    stack.callback(os.close, sink)
+    return Pipe(1, iter(()), verify=args.verify, sink=sink, sink_limit=READ_SIZE if never_blocks else PIPE_BUF)
 
 
 def _sessions(args: argparse.Namespace, output: Output) -> list[Session]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -108,13 +109,50 @@ def raise_descriptor_limit() -> float:
     return float("inf") if hard == resource.RLIM_INFINITY else hard
 
 
+def open_anew(descriptor: int) -> int | None:
+    """Open the pipe or terminal that `descriptor` is a second time, to write without blocking; None where that fails.
+
+    O_NONBLOCK belongs to the open file description, which others share (fcntl(2)); one of our own is nobody's business.
+    """
+    mode = os.fstat(descriptor).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
+        return None
+    try:
+        return os.open(f"/dev/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:  # /dev/fd is missing, or the terminal somebody else's
+        return None
+
+
 def configure_logging(level: int) -> None:
-    """Log to standard error, one line an event, from `level` on."""
-    handler = logging.StreamHandler() if sys.stderr else logging.NullHandler()
+    """Log to standard error, one line an event, from `level` on; whoever does not read it keeps nobody waiting."""
+    handler: logging.Handler = logging.StreamHandler() if sys.stderr else logging.NullHandler()
+    anew = open_anew(2) if sys.stderr is sys.__stderr__ and sys.stderr else None
+    if anew is not None:
+        handler = ImpatientHandler(anew)
     handler.setFormatter(LineFormatter(colour=bool(sys.stderr) and _wants_colour(sys.stderr)))
     handler.addFilter(LineLimit(LINES_PER_SECOND, time.monotonic))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.raiseExceptions = False  # a log that nobody can read any more is no reason to stop serving
+
+
+class ImpatientHandler(logging.Handler):
+    """Writes lines to a non-blocking descriptor; what that does not take is left out, and counted in the next line."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._left_out = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line, or none."""
+        line = self.format(record) + "\n"
+        if self._left_out:
+            line = f"({count(self._left_out, 'line')} left out, for nobody read them)\n{line}"
+        try:
+            os.write(self._descriptor, line.encode(errors="backslashreplace"))
+            self._left_out = 0
+        except OSError:
+            self._left_out += 1
 
 
 class LineFormatter(logging.Formatter):

@@ -3,19 +3,15 @@
 Back-pressure runs both ways: input is read only when the kernel has taken all that was read before, and the
 connection stops reading when its `inbound` is full of bytes that the output has not taken.
 
-A pipe or a terminal is shared with other processes, and so is O_NONBLOCK, which belongs to the open file description
-(fcntl(2)). So input is never switched to it, but read only when ready, and output is opened anew; where that cannot
-be done, it gets PIPE_BUF bytes at a time, which a pipe that is ready takes without blocking (pipe(7)). Regular files
-are always ready, and epoll refuses them.
+Neither descriptor is made non-blocking, for others share it (fcntl(2), O_NONBLOCK): input is read only when it is
+ready, and output that may block gets PIPE_BUF bytes at a time, which a pipe that is ready takes (pipe(7)). Regular
+files are always ready, and epoll refuses them.
 """
 
 from __future__ import annotations
 
 import os
 import select
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from echopair.client.session import FULL, LENGTH, Session, error_name
@@ -31,8 +27,8 @@ MAX_OUTSTANDING = 64 * 1024 * 1024  # bytes kept to compare the echo with
 class Pipe(Session):
     """Sends what descriptor `source` yields, half-closes at its end, and writes the echo to descriptor `sink`.
 
-    Whatever came back is written out, also where it is wrong or the session failed. `sink_limit` is how many bytes the
-    sink takes at once without blocking (see `opened_anew`). In reports the stream is one message.
+    Whatever came back is written out, also where it is wrong or the session failed. `sink_limit` is how many bytes may
+    be written at once; a sink that does not block may get more than PIPE_BUF. In reports the stream is one message.
     """
 
     source: int = 0
@@ -161,23 +157,3 @@ class Pipe(Session):
             connection.loop.watch(self.sink, 0)
             if self._lost:
                 self.finish()
-
-
-@contextmanager
-def opened_anew(descriptor: int) -> Iterator[tuple[int, int]]:
-    """Open what `descriptor` is a second time, to write without blocking; yield that, and how much it takes at once."""
-    mode = os.fstat(descriptor).st_mode
-    limit = READ_SIZE if stat.S_ISREG(mode) else PIPE_BUF
-    anew = -1
-    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
-        try:
-            anew = os.open(f"/dev/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-        except OSError:
-            pass  # /dev/fd is missing, or the terminal somebody else's
-        else:
-            limit = READ_SIZE
-    anew = os.dup(descriptor) if anew < 0 else anew
-    try:
-        yield anew, limit
-    finally:
-        os.close(anew)
