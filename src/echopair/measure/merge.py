@@ -1,0 +1,291 @@
+"""Several result documents added up to one, as if a single client had made all the runs.
+
+Counts and histograms are added, and percentiles are taken from the added histograms, never averaged. What cannot be
+added honestly is null: the load's settings where the runs differ, and the percentiles of an interval. The rate of runs
+that were not quite simultaneous is a matter of choice; see `_throughput`. Whatever is no result document, by the schema
+beside this file, is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from echopair.measure.document import Document, dumped, loaded, summary
+from echopair.measure.histogram import SIGNIFICANT_BITS, Histogram
+from echopair.text import count
+
+Runs = Sequence[tuple[float, Document]]  # seconds after the first one's start
+
+STATUSES = (0, 143, 130, 99, 2, 1)  # from good to bad: a failed echo is worse than an interrupted run
+HISTOGRAMS = ("response", "service", "connect", "schedule_lag")
+LOOPS = {"closed": "a closed", "open": "an open"}
+SLACK = 0.001  # seconds; started_at has milliseconds
+TYPES: dict[str, set[type]] = {
+    "object": {dict},
+    "array": {list},
+    "string": {str},
+    "boolean": {bool},
+    "integer": {int},
+    "number": {int, float},
+    "null": {type(None)},
+}
+
+
+def merge(documents: Sequence[Any], names: Sequence[str] = ()) -> Document:
+    """Return one result document for all of `documents`; `names` say in errors which is meant (else `input 1`..).
+
+    `thresholds` are dropped, for they were of each run. Raises ValueError for no documents, for one that is not a
+    result document, and for closed and open loops together, whose response times do not mean the same.
+    """
+    if not documents:
+        raise ValueError("there is nothing to merge")
+    names = names or [f"input {number}" for number in range(1, len(documents) + 1)]
+    starts = [_started(document, name) for document, name in zip(documents, names, strict=True)]
+    for document, name in zip(documents, names, strict=True):
+        ours, theirs = (LOOPS[each["load"]["model"]] for each in (document, documents[0]))
+        if ours != theirs:
+            raise ValueError(
+                f"{name} is of {ours} loop and {names[0]} of {theirs} one: their response times do not mean the same; "
+                "merge them apart"
+            )
+    runs = [(start - min(starts), document) for start, document in zip(starts, documents, strict=True)]
+    histograms = {name: _added(each[name] for each in _each(documents, "histograms")) for name in HISTOGRAMS}
+    listed = {percent: None for each in _each(documents, "latency_us") for percent in each["response"]["percentiles"]}
+    percents = sorted(listed, key=float)
+    return {
+        "schema_version": 1,
+        "program": _joined(_each(documents, "program")),
+        "version": _joined(_each(documents, "version")),
+        "target": _joined(_each(documents, "target")),
+        "started_at": min(_each(documents, "started_at")),
+        "duration_s": max(start + document["duration_s"] for start, document in runs),
+        "exit_status": max(_each(documents, "exit_status"), key=STATUSES.index),
+        "load": _load(_each(documents, "load")),
+        "generator": _generator(_each(documents, "generator")),
+        "connections": _summed(_each(documents, "connections")),
+        "messages": _summed(_each(documents, "messages")),
+        "bytes": _summed(_each(documents, "bytes")),
+        "throughput": _throughput(runs),
+        "latency_us": {name: added and summary(added, percents) for name, added in histograms.items()},
+        "histograms": {name: added and dumped(added) for name, added in histograms.items()},
+        "intervals": _intervals(runs),
+        "tcp": _tcp(documents),
+        "errors": _errors(documents),
+        "thresholds": [],
+    }
+
+
+# Histograms in documents
+
+
+def _added(entries: Iterable[Document | None]) -> Histogram | None:
+    """Return the sum of the histograms there are; None if there are none."""
+    there = [loaded(entry) for entry in entries if entry is not None]
+    for other in there[1:]:
+        there[0].merge(other)
+    return there[0] if there else None
+
+
+# Rates and intervals
+
+
+def _throughput(runs: Runs) -> Document:
+    """Return the rates at which messages and bytes came back; of one run, its own.
+
+    Of several, it is the rate while all of them ran: each run's intervals that lie within the time that all runs
+    share give its rate then, and these add up. If a run has no such interval, all that came back is divided by the
+    duration of the longest run; and if there is no time that all share, by the time in which any ran.
+    """
+    if len(runs) == 1:
+        return dict(runs[0][1]["throughput"])
+    begin, end = max(start for start, _ in runs), min(start + document["duration_s"] for start, document in runs)
+    inside = [
+        [
+            interval
+            for interval in document["intervals"]
+            if begin - SLACK <= start + interval["at_s"] - interval["duration_s"]
+            and start + interval["at_s"] <= end + SLACK
+        ]
+        for start, document in runs
+    ]
+    lengths = [math.fsum(_each(intervals, "duration_s")) for intervals in inside]
+    if all(lengths):
+        pairs = list(zip(inside, lengths, strict=True))
+        messages = math.fsum(sum(_each(intervals, "messages")) / length for intervals, length in pairs)
+        data = math.fsum(sum(_each(intervals, "bytes")) / length for intervals, length in pairs)
+    else:
+        documents = [document for _, document in runs]
+        time = max(_each(documents, "duration_s")) if begin < end else _covered(runs)
+        messages = sum(_each(_each(documents, "messages"), "echoed")) / time if time else 0.0
+        data = sum(_each(_each(documents, "bytes"), "received")) / time if time else 0.0
+    return {"messages_per_s": round(messages, 3), "bytes_per_s": round(data, 3)}
+
+
+def _covered(runs: Runs) -> float:
+    """Return for how many seconds at least one run went on."""
+    covered = until = 0.0
+    for start, document in sorted(runs, key=lambda run: run[0]):
+        end = start + document["duration_s"]
+        covered += max(end - max(start, until), 0.0)
+        until = max(until, end)
+    return covered
+
+
+def _intervals(runs: Runs) -> list[Document]:
+    """Return the sums of the runs' intervals, by seconds since the first start, or by more if intervals are longer.
+
+    An interval counts where its middle lies. `connections` adds up each run's last figure there; percentiles are null.
+    """
+    width = max([1, *(round(interval["duration_s"]) for _, document in runs for interval in document["intervals"])])
+    places: dict[int, list[tuple[int, float, Document]]] = {}
+    for number, (start, document) in enumerate(runs):
+        for interval in document["intervals"]:
+            end = start + interval["at_s"]
+            place = max(math.floor((end - interval["duration_s"] / 2) / width), 0)
+            places.setdefault(place, []).append((number, end, interval))
+    merged = []
+    for place, found in sorted(places.items()):
+        intervals = [interval for _, _, interval in found]
+        at = min((place + 1) * width, max(end for _, end, _ in found))
+        largest = [top for top in _each(_each(intervals, "response_us"), "max") if top is not None]
+        merged.append(
+            {
+                "at_s": round(at, 3),
+                "duration_s": round(max(at - place * width, 0.0), 3),
+                **{key: sum(_each(intervals, key)) for key in ("messages", "bytes", "errors")},
+                "connections": sum({number: interval["connections"] for number, _, interval in found}.values()),
+                "response_us": {"50": None, "99": None, "max": max(largest, default=None)},
+            }
+        )
+    return merged
+
+
+# The rest
+
+
+def _each(documents: Iterable[Document], key: str) -> list[Any]:
+    return [document[key] for document in documents]
+
+
+def _joined(texts: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(texts))
+
+
+def _summed(counts: Sequence[dict[str, int]]) -> dict[str, int]:
+    return {key: sum(_each(counts, key)) for key in counts[0]}
+
+
+def _load(loads: Sequence[Document]) -> Document:
+    """Return what the runs agree on; and of how many connections and messages, and at what rates, the sum."""
+    merged = {}
+    for key in loads[0]:
+        values = _each(loads, key)
+        if key in ("connections", "rate", "count", "connect_rate"):
+            merged[key] = None if None in values else sum(values)
+        else:
+            merged[key] = values[0] if all(value == values[0] for value in values) else None
+    return merged
+
+
+def _generator(generators: Sequence[Document]) -> Document:
+    """Return the busiest of the clients; if one was the bottleneck, the sum suffers from it."""
+    shares = [share for share in _each(generators, "cpu_percent") if share is not None]
+    reasons = [reason for reason in _each(generators, "reason") if reason is not None]
+    return {
+        "cpu_percent": max(shares, default=None),
+        "limited": any(_each(generators, "limited")),
+        "reason": _joined(reasons) or None,
+    }
+
+
+def _tcp(documents: Iterable[Document]) -> Document | None:
+    """Return the sum of the retransmits, and the mean round trip over all connections; None if none was measured."""
+    known = [document for document in documents if document["tcp"] is not None]
+    if not known:
+        return None
+    weights = [max(document["connections"]["established"], 1) for document in known]
+    trips = math.fsum(document["tcp"]["rtt_us"] * weight for document, weight in zip(known, weights, strict=True))
+    retransmits = sum(_each(_each(known, "tcp"), "retransmits"))
+    return {"rtt_us": round(trips / sum(weights), 3), "retransmits": retransmits}
+
+
+def _errors(documents: Iterable[Document]) -> list[Document]:
+    merged: dict[tuple[str, str], Document] = {}
+    for document in documents:
+        for error in document["errors"]:
+            kind = error["phase"], error["error"]
+            before = merged.get(kind, {**error, "count": 0})
+            merged[kind] = {**before, "count": before["count"] + error["count"]}
+    return list(merged.values())
+
+
+# What a result document is
+
+
+def _started(document: Any, name: str) -> float:
+    """Return when the run started, in seconds since the epoch; raises ValueError for what is not a result document."""
+    if isinstance(document, dict) and document.get("schema_version", 1) != 1:
+        raise ValueError(f"{name} has schema_version {document['schema_version']!r}; this program reads 1")
+    flaw = next(_flaws(document, _schema()), None)
+    if flaw:
+        raise ValueError(f"{name} is not a result of echo-client: {flaw}")
+    for histogram, entry in document["histograms"].items():
+        if entry is not None and entry["significant_bits"] != SIGNIFICANT_BITS:
+            raise ValueError(
+                f"{name} has a {histogram} histogram of {entry['significant_bits']} significant bits, "
+                f"not {SIGNIFICANT_BITS}: their buckets differ, so they cannot be added"
+            )
+    try:
+        return datetime.fromisoformat(document["started_at"]).timestamp()
+    except ValueError as error:
+        raise ValueError(f"{name} is not a result of echo-client: started_at: {error}") from None
+
+
+@cache
+def _schema() -> Document:
+    schema: Document = json.loads(files(__package__).joinpath("schema.json").read_text("utf-8"))
+    return schema
+
+
+def _flaws(value: Any, schema: Document, where: str = "") -> Iterator[str]:
+    """Yield in what `value` differs from `schema`, by as much of JSON Schema as ours uses."""
+    if "$ref" in schema:
+        schema = _schema()["$defs"][schema["$ref"].removeprefix("#/$defs/")]
+    if "anyOf" in schema:
+        flaws = [list(_flaws(value, each, where)) for each in schema["anyOf"]]
+        yield from flaws[0] if all(flaws) else ()
+        return
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    if not any(type(value) in TYPES[kind] for kind in kinds):
+        yield f"{where or 'it'} is not of type {' or '.join(kinds)}"
+    elif isinstance(value, dict):
+        yield from (f"{where}.{key} is missing".lstrip(".") for key in schema.get("required", ()) if key not in value)
+        for key, inner in value.items():
+            patterns = schema.get("patternProperties", {}).items()
+            matching = [known for pattern, known in patterns if re.search(pattern, key)]
+            known = schema.get("properties", {}).get(key) or next(iter(matching), None)
+            path = f"{where}.{key}".lstrip(".")
+            yield from _flaws(inner, known, path) if known else [f"{path} is unknown"]
+    elif isinstance(value, list):
+        if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
+            yield f"{where} has {count(len(value), 'item')}"
+        for place, inner in enumerate(value):
+            yield from _flaws(inner, schema["items"], f"{where}[{place}]")
+    elif not _fits(value, schema):
+        yield f"{where} cannot be {value!r}"
+
+
+def _fits(value: Any, schema: Document) -> bool:
+    """Return whether a string, a number, a boolean or null is one that `schema`, whose type it has, allows."""
+    if "enum" in schema:
+        return value in schema["enum"]
+    if isinstance(value, str):
+        return re.search(schema.get("pattern", ""), value) is not None
+    return "maximum" not in schema or value is None or schema["minimum"] <= value <= schema["maximum"]

@@ -1,0 +1,393 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from documents import EVERY, closed, empty, interrupted, interval, mismatch, opened, refused, timed
+from echopair.measure.merge import merge
+from echopair.measure.report import report, sparkline, verdict
+from echopair.measure.threshold import Threshold
+
+BAR = re.compile(r"[#▏▎▍▌▋▊▉█]+$")
+
+
+def section(text, title):
+    """Return the lines under a title, up to the next one."""
+    _, _, rest = text.partition(f" {title} ")
+    return re.split(r"\n\n[─-]{2} ", rest)[0].splitlines()[1:]
+
+
+def rows(document, **options):
+    """Return the drawn rows as (label, count, per cent, bar, percentiles)."""
+    found = []
+    for line in section(report(document, **options), "response time"):
+        label, number, share, rest = re.fullmatch(r"  (.+?)  +([\d,]+) +([\d.]+) % ?(.*)", line).groups()
+        bar, _, marks = rest.strip().partition(" ")
+        bar, marks = ("", bar) if bar.startswith("p") else (bar, marks)
+        found.append((label.strip(), int(number.replace(",", "")), float(share), bar, marks.strip()))
+    return found
+
+
+def facts(document, **options):
+    """Return what stands beside a name in the block of facts."""
+    lines = report(document, **options).splitlines()
+    return {line[2:14].strip(): line[16:] for line in lines if re.match(r"  [a-z][a-z ]{11}  \S", line)}
+
+
+# As a whole
+
+
+def test_report_of_a_run_in_which_all_went_well():
+    text = report(closed())
+    assert text.startswith(
+        "Every byte came back: 4,000 messages, 3.91 MiB.\n\n  rate          1,000 messages/s, 0.98 MiB/s\n"
+    )
+    assert "── errors" not in text
+    assert "── thresholds" not in text
+    assert text.endswith("\n")
+    assert not text.endswith("\n\n")
+
+
+@pytest.mark.parametrize("make", EVERY)
+@pytest.mark.parametrize("width", [80, 100, 132])
+def test_lines_fit_the_terminal(make, width):
+    lines = report(make(), width=width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert len(next(line for line in lines if line.startswith("── latency"))) == width
+
+
+def test_a_terminal_too_narrow_gets_60_columns():
+    assert report(mismatch(), width=20) == report(mismatch(), width=60)
+    assert report(mismatch(), width=61) != report(mismatch(), width=60)
+
+
+def test_a_line_ends_without_blanks():
+    assert not [line for make in EVERY for line in report(make()).splitlines() if line != line.rstrip()]
+
+
+@pytest.mark.parametrize("make", EVERY)
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", None])
+def test_report_is_drawn_in_ascii_where_the_encoding_has_no_blocks(make, encoding):
+    text = report(make(), encoding=encoding)
+    assert text.isascii()
+    assert "-- latency ---" in text
+
+
+def test_what_the_encoding_does_not_have_is_escaped():
+    document = {**empty(), "target": "grüße.example:7"}
+    assert facts(document)["server"] == "grüße.example:7"
+    assert facts(document, encoding="latin-1")["server"] == "grüße.example:7"
+    assert facts(document, encoding="ascii")["server"] == r"gr\xfc\xdfe.example:7"
+
+
+def test_colour_only_adds_to_the_words():
+    for make in EVERY:
+        text = report(make(), colour=True)
+        assert "\x1b" not in report(make())
+        assert re.sub(r"\x1b\[[0-9;]*m", "", text) == report(make())
+        assert all(line.endswith("\x1b[m") for line in text.splitlines() if "\x1b" in line)
+
+
+def test_failures_are_red_and_the_verdict_is_bold_and_rules_are_dim():
+    text = report(mismatch(), colour=True)
+    assert text.startswith("\x1b[1;31mFailed: ")
+    assert "\x1b[1;31m        1  echo: mismatch\x1b[m\n" in text
+    assert "\x1b[1;31m  failed   p99>20ms " in text
+    assert "\n  ok       errors>1% " in text
+    assert "\x1b[2m── latency ──" in text
+    assert report(closed(), colour=True).startswith("\x1b[1mEvery byte came back: ")
+
+
+# The verdict
+
+
+def test_client_that_was_the_bottleneck_is_told_before_all_else():
+    first, second, third, *_ = report(opened()).splitlines()
+    assert f"{first} {second}" == (
+        "The client was the bottleneck: its CPU was 97 % busy. The server may well be faster than this."
+    )
+    assert third == "Every byte came back: 4,000 messages, 3.91 MiB."
+    document = opened()
+    document["generator"]["reason"] = None
+    assert report(document).startswith("The client was the bottleneck. The server ")
+
+
+def with_(document, **changes):
+    for section, change in changes.items():
+        if isinstance(change, dict):
+            document[section].update(change)
+        else:
+            document[section] = change
+    return document
+
+
+HELD = [{"expression": "p99>1us", "value_us": 2.0, "failed": True}]
+
+
+@pytest.mark.parametrize(
+    ("document", "good", "text"),
+    [
+        (empty(), True, "No message was sent."),
+        (closed(), True, "Every byte came back: 4,000 messages, 3.91 MiB."),
+        (
+            with_(closed(), load={"verify": "length"}),
+            True,
+            "Every message came back at its length: 4,000 messages, 3.91 MiB.",
+        ),
+        (
+            with_(closed(), load={"verify": "none"}),
+            True,
+            "Every message was answered, unchecked: 4,000 messages, 3.91 MiB.",
+        ),
+        (with_(closed(), load={"verify": None}), True, "Every message was answered: 4,000 messages, 3.91 MiB."),
+        (refused(), False, "Failed: 50 connections could not be made; nothing came back."),
+        (
+            mismatch(),
+            False,
+            "Failed: 2 connections ended early, 1 message came back altered, 5 messages did not come back; "
+            "800 messages, 800 KiB came back.",
+        ),
+        (
+            with_(closed(), messages={"not_sent": 1}),
+            False,
+            "Failed: 1 message could not be sent; 4,000 messages, 3.91 MiB came back.",
+        ),
+        (
+            with_(closed(), errors=[{"phase": "close", "error": "timeout", "count": 1, "example": ""}]),
+            False,
+            "Failed: close: timeout; 4,000 messages, 3.91 MiB came back.",
+        ),
+        (with_(closed(), exit_status=1), False, "Failed: exit status 1; 4,000 messages, 3.91 MiB came back."),
+        (
+            with_(closed(), exit_status=99, thresholds=HELD),
+            False,
+            "Every byte came back: 4,000 messages, 3.91 MiB, but the run failed for p99>1us.",
+        ),
+        (
+            with_(closed(), thresholds=HELD),
+            False,
+            "Every byte came back: 4,000 messages, 3.91 MiB, but the run failed for p99>1us.",
+        ),
+        (
+            merge([with_(closed(), exit_status=99, thresholds=HELD)]),
+            False,
+            "Every byte came back: 4,000 messages, 3.91 MiB, but the run failed for a threshold.",
+        ),
+        (
+            interrupted(),
+            True,
+            "Interrupted by SIGINT after 1.50 s: 1,500 messages, 1.46 MiB came back; 50 messages did not come back.",
+        ),
+        (
+            with_(closed(), exit_status=143),
+            True,
+            "Interrupted by SIGTERM after 4.00 s: 4,000 messages, 3.91 MiB came back.",
+        ),
+        (
+            with_(refused(), exit_status=130),
+            False,
+            "Interrupted by SIGINT after 12.0 ms: nothing came back; 50 connections could not be made.",
+        ),
+        (
+            with_(empty(), exit_status=143, thresholds=HELD),
+            False,
+            "Interrupted by SIGTERM after 0.00 us: nothing came back.",
+        ),
+    ],
+)
+def test_verdict_says_whether_every_byte_came_back_and_what_failed(document, good, text):
+    assert verdict(document) == (good, text)
+    assert " ".join(report(document).partition("\n\n")[0].split("\n")) == text
+
+
+# Facts
+
+
+def test_facts_have_their_units():
+    assert facts(closed()) == {
+        "rate": "1,000 messages/s, 0.98 MiB/s",
+        "messages": "4,000 sent, 4,000 came back",
+        "bytes": "3.91 MiB sent, 3.91 MiB received",
+        "connections": "50 of 50 made",
+        "load": "closed loop on 50 connections, 1 in flight on each",
+        "payload": "1.00 KiB a message, seed 7, verify full",
+        "server": "127.0.0.1:12345",
+        "run": "2026-01-31 12:00:00 UTC, for 4.00 s",
+        "tcp": "round trip 42.0 us, 0 retransmits",
+        "client": "CPU 41 % busy",
+        "over time": "▇███  910 to 1,060 messages/s",
+    }
+
+
+def test_rate_of_an_open_loop_stands_beside_the_one_asked_for():
+    assert facts(opened())["rate"] == "1,000 messages/s of 2,000 asked for, 0.98 MiB/s"
+
+
+def test_connections_that_ended_early_are_told():
+    assert facts(mismatch())["connections"] == "50 of 50 made, 2 ended early"
+
+
+def test_facts_that_do_not_apply_are_left_out():
+    document = with_(empty(), load={"size": None, "pipeline": None, "seed": None, "verify": None}, tcp=None)
+    document["generator"]["cpu_percent"] = None
+    assert not {"payload", "tcp", "client", "over time"} & set(facts(document))
+    assert facts(document)["load"] == "closed loop on 50 connections"
+
+
+def test_course_over_time_needs_three_intervals_and_the_line_only_blocks():
+    assert "over time" not in facts(with_(closed(), intervals=[interval(1.0, 1), interval(2.0, 1)]))
+    assert "over time" not in facts(with_(closed(), intervals=[interval(at, 1, 0.0) for at in range(5)]))
+    assert facts(closed(), encoding="ascii")["over time"] == "910 to 1,060 messages/s"
+
+
+def test_long_fact_goes_on_in_the_next_line():
+    document = with_(empty(), target=", ".join(["127.0.0.1:12345"] * 5))
+    assert f"  server        {', '.join(['127.0.0.1:12345'] * 3)},\n{' ' * 16}127.0.0.1:12345, " in report(document)
+
+
+def test_sparkline_goes_from_0_to_the_largest():
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 20) == "▁▂▃▄▅▆▇█"
+    assert sparkline([0, 0, 0], 20) == "▁▁▁"
+
+
+@settings(deadline=None)  # how long it takes is not the question
+@given(st.lists(st.floats(0, 1e9), min_size=1, max_size=200), st.integers(1, 40))
+def test_sparkline_fits_however_many_values_there_are(values, width):
+    assert len(sparkline(values, width)) == min(width, len(values))
+
+
+def test_sparkline_takes_means():
+    assert sparkline([0, 0, 1, 1, 0, 2], 3) == "▁██"
+
+
+# Latencies
+
+
+def test_latencies_are_a_table_with_a_column_each():
+    lines = section(report(opened()), "latency")
+    assert lines[0].split() == ["response", "service", "connect", "schedule", "lag"]
+    assert [line.split()[0] for line in lines[1:9]] == ["min", "mean", "p50", "p90", "p99", "p99.9", "max", "count"]
+    assert lines[3] == "  p50              901 us          399 us         92.2 us          120 us"
+    assert len({len(line) for line in lines[:9]}) == 1
+
+
+def test_percentile_that_only_responses_have_is_blank_elsewhere():
+    document = closed()
+    document["latency_us"]["response"]["percentiles"]["99.99"] = 5000.0
+    assert "  p99.99          5.00 ms               -               -\n" in report(document)
+
+
+def test_closed_loop_is_said_to_omit_and_an_open_one_is_not():
+    assert "coordinated omission" in " ".join(section(report(closed()), "latency"))
+    assert "coordinated omission" not in " ".join(section(report(opened()), "latency"))
+    assert "Response runs from the moment a message was due" in " ".join(section(report(opened()), "latency"))
+
+
+@pytest.mark.parametrize("make", [empty, refused])
+def test_run_without_data_has_nothing_to_time(make):
+    assert section(report(make()), "latency")[0] == "  Nothing to time: no connection was made."
+    assert "response time" not in report(make())
+
+
+def test_connections_are_timed_even_if_no_message_came_back():
+    text = report(timed(empty(), connect=[90_000]))
+    assert section(text, "latency")[0].split() == ["connect"]
+    assert "\n  p99             90.0 us\n" in text
+    assert "response time" not in text
+
+
+# The histogram
+
+
+def test_response_times_are_drawn_on_a_logarithmic_scale():
+    assert rows(closed())[:5] == [
+        ("100 us -  178 us", 31, 0.8, "▍", ""),
+        ("178 us -  316 us", 830, 20.8, "█████████▍", ""),
+        ("316 us -  562 us", 2325, 58.1, "█" * 26, "p50"),
+        ("562 us - 1.00 ms", 762, 19.1, "████████▋", "p90"),
+        ("1.00 ms - 1.78 ms", 32, 0.8, "▍", "p99"),
+    ]
+
+
+def test_response_times_are_drawn_with_hashes_in_ascii():
+    assert rows(closed(), encoding="ascii")[2:4] == [
+        ("316 us -  562 us", 2325, 58.1, "#" * 26, "p50"),
+        ("562 us - 1.00 ms", 762, 19.1, "#" * 9, "p90"),
+    ]
+
+
+def test_percentiles_in_one_row_are_told_from_the_first_to_the_last():
+    assert [row[4] for row in rows(timed(empty(), response=[1_000_000] * 9))] == ["p50..p99.9"]
+
+
+def test_one_value_has_one_row():
+    assert [(number, bar) for _, number, _, bar, _ in rows(timed(empty(), response=[0]))] == [(1, "█" * 26)]
+
+
+def test_outliers_have_a_row_of_their_own_that_does_not_squeeze_the_rest():
+    *body, last = rows(timed(empty(), response=[*range(1_000_000, 2_000_000, 100), 10**10]))
+    assert last == ("2.01 ms and more", 1, 0.0, "▏", "")
+    assert len(body) == 13
+
+
+def test_durations_of_minutes_widen_the_labels():
+    *_, last = rows(timed(empty(), response=[10**5, 10**12 - 10**10]))
+    assert last == ("100 s - 16 min 40 s", 1, 50.0, "█" * 22, "p90..p99.9")
+
+
+def test_a_time_at_the_edge_of_two_rows_is_in_the_upper_one():
+    assert [row[0] for row in rows(timed(empty(), response=[1_000_000]))] == ["1.00 ms - 1.02 ms"]
+
+
+def test_a_span_of_fourteen_decades_has_a_row_for_each():
+    drawn = rows(timed(empty(), response=[1, 10**14]))
+    assert sum(number for _, number, _, _, _ in drawn) == 2
+
+
+@settings(deadline=None)  # how long it takes is not the question
+@given(st.lists(st.integers(0, 2**45), min_size=1, max_size=200))
+def test_every_response_is_in_one_row_and_rows_are_few(recorded):
+    drawn = rows(timed(empty(), response=recorded))
+    assert sum(number for _, number, _, _, _ in drawn) == len(recorded)
+    assert 1 <= len(drawn) <= 14
+    assert all(bool(bar) == bool(number) for _, number, _, bar, _ in drawn)
+    assert [mark for *_, mark in drawn if mark][-1].endswith("p99.9")
+
+
+@settings(deadline=None)  # how long it takes is not the question
+@given(st.integers(1000, 10**9), st.floats(2, 1000))
+def test_rows_are_many_where_there_is_something_to_tell_apart(least, factor):
+    assert 7 <= len(rows(timed(empty(), response=[least, int(least * factor)]))) <= 14
+
+
+# Errors and thresholds
+
+
+def test_errors_are_listed_by_phase_and_cause_the_most_frequent_first():
+    document = with_(refused(), errors=[*mismatch()["errors"][:1], *refused()["errors"]])
+    assert section(report(document), "errors") == [
+        "       50  connect: ECONNREFUSED",
+        "           connection 1: cannot connect to 127.0.0.1:12345: connection refused",
+        "        1  echo: mismatch",
+        "           connection 3: message 41, offset 500: expected bd d9 75 c0 8c 6e 22",
+        "           4d .., got b9 d9 75 c0 8c 6e 22 4d .. (one bit flipped)",
+    ]
+
+
+def test_thresholds_are_listed_with_what_was_measured():
+    document = closed()
+    expressions = ["p99>1h", "lag.p99>1ms", "errors>=0", "errors>0.1%", "rate<2k", "bytes_rate<1M"]
+    document["thresholds"] = [Threshold.parse(expression).check(document) for expression in expressions]
+    document["thresholds"].append(Threshold.parse("errors>1%").check(empty()))
+    assert [line.split(maxsplit=2) for line in section(report(document), "thresholds")] == [
+        ["ok", "p99>1h", "it is 1.10 ms"],
+        ["failed", "lag.p99>1ms", "there is no such figure"],
+        ["failed", "errors>=0", "it is 0"],
+        ["ok", "errors>0.1%", "it is 0 %"],
+        ["failed", "rate<2k", "it is 1,000 messages/s"],
+        ["failed", "bytes_rate<1M", "it is 0.98 MiB/s"],
+        ["ok", "errors>1%", "nothing was attempted"],
+    ]

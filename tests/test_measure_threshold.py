@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import pytest
+
+from documents import closed, empty, mismatch, opened, refused, timed
+from echopair.measure.threshold import Threshold, errors
+
+
+def check(expression, document):
+    return Threshold.parse(expression).check(document)
+
+
+def milliseconds():
+    """Return a document whose response times are 1, 2 .. 100 ms, service half, connect 7 ms, lag a tenth."""
+    times = [number * 1_000_000 for number in range(1, 101)]
+    halves, tenths = [time // 2 for time in times], [time // 10 for time in times]
+    return timed(opened(), response=times, service=halves, connect=[7_000_000], schedule_lag=tenths)
+
+
+@pytest.mark.parametrize(
+    ("expression", "value_us"),
+    [
+        ("p50>1s", 50_000),
+        ("p99>1s", 99_000),
+        ("p99.9>1s", 100_000),
+        ("p100>1s", 100_000),
+        ("p0>1s", 1_000),
+        ("min>1s", 1_000),
+        ("max>1s", 100_000),
+        ("mean>1s", 50_500),
+        ("response.mean>1s", 50_500),
+        ("service.max>1s", 50_000),
+        ("connect.p99>1s", 7_000),
+        ("schedule_lag.max>1s", 10_000),
+        ("lag.max>1s", 10_000),
+    ],
+)
+def test_latency_is_taken_from_the_histogram_in_microseconds(expression, value_us):
+    entry = check(expression, milliseconds())
+    assert entry == {"expression": expression, "value_us": pytest.approx(value_us, rel=0.008), "failed": False}
+
+
+@pytest.mark.parametrize(
+    ("expression", "failed"),
+    [
+        ("max>99ms", True),
+        ("max>100ms", False),
+        ("max>=100ms", True),
+        ("max>=101ms", False),
+        ("max<101ms", True),
+        ("max<100ms", False),
+        ("max<=100ms", True),
+        ("max<=99ms", False),
+    ],
+)
+def test_threshold_fails_when_the_comparison_holds(expression, failed):
+    assert check(expression, milliseconds())["failed"] is failed
+
+
+@pytest.mark.parametrize(
+    ("text", "microseconds"),
+    [
+        ("p99>20us", 20),
+        ("p99>1.5ms", 1500),
+        ("p99>.5s", 500_000),
+        ("p99>2m", 120e6),
+        ("p99>1h", 3600e6),
+        ("p99>5.s", 5e6),
+    ],
+)
+def test_latency_is_compared_in_any_unit_of_time(text, microseconds):
+    assert Threshold.parse(text).value == microseconds
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("rate<500", 500),
+        ("rate<10k", 10_000),
+        ("rate<1.5m/s", 1_500_000),
+        ("bytes_rate<100", 100),
+        ("bytes_rate<1K", 1024),
+        ("bytes_rate<5M/s", 5 * 1024**2),
+        ("bytes_rate<2G/s", 2 * 1024**3),
+        ("errors>3", 3),
+        ("errors>0.1%", 0.1),
+    ],
+)
+def test_counts_and_rates_have_units_of_their_own(text, value):
+    assert Threshold.parse(text).value == value
+
+
+def test_blanks_and_case_do_not_matter_and_the_expression_stays_as_it_was():
+    assert Threshold.parse(" P99 >= 20 MS ") == Threshold("P99 >= 20 MS", "response", "99", ">=", 20_000)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "p99",
+        "p99>",
+        ">20ms",
+        "p99=20ms",
+        "p99>20",
+        "p99>20%",
+        "p99>20k",
+        "p99>20ms/s",
+        "p99>-1ms",
+        "p99>.ms",
+        "p99>nanms",
+        "p101>1ms",
+        "p99.>1ms",
+        "p>1ms",
+        "p99>20ms and more",
+        "tail.p99>1ms",
+        "response>1ms",
+        "errors>1k",
+        "errors>1ms",
+        "errors>1/s",
+        "service.errors>1",
+        "rate<1g",
+        "rate<1%",
+        "bytes_rate<1%",
+        "bytes_rate<1h",
+        "p\u0663>1ms",
+    ],
+)
+def test_what_is_no_threshold_is_refused_with_the_grammar_in_one_line(text):
+    with pytest.raises(ValueError, match="is not a threshold") as caught:
+        Threshold.parse(text)
+    message = str(caught.value)
+    assert message.startswith(repr(text))
+    assert "p99>20ms, errors>0.1%, rate<10k, bytes_rate<5M/s" in message
+    assert "\n" not in message
+
+
+def test_percentile_above_100_is_refused_for_what_it_is():
+    with pytest.raises(ValueError, match="no percentile above 100"):
+        Threshold.parse("p999>1ms")
+
+
+@pytest.mark.parametrize("expression", ["p99>20ms", "p99<20ms", "mean>1h", "connect.max>1ms", "lag.p50>1us"])
+def test_latency_that_does_not_exist_has_failed(expression):
+    assert check(expression, refused()) == {"expression": expression, "value_us": None, "failed": True}
+
+
+def test_lag_of_a_closed_loop_does_not_exist():
+    assert check("lag.p99>1h", closed()) == {"expression": "lag.p99>1h", "value_us": None, "failed": True}
+
+
+def test_rates_are_those_of_the_document():
+    assert check("rate<1001", closed()) == {"expression": "rate<1001", "value": 1000.0, "failed": True}
+    assert check("rate<1k", closed())["failed"] is False
+    assert check("bytes_rate<1M/s", closed()) == {"expression": "bytes_rate<1M/s", "value": 1_024_000.0, "failed": True}
+    assert check("bytes_rate<1000K", closed())["failed"] is False
+
+
+def test_errors_are_the_messages_and_connections_that_failed():
+    document = mismatch()  # 806 messages sent of which 1 came back wrong and 5 not; 2 of 50 connections ended early
+    assert errors(document) == (8, 856)
+    document["messages"]["not_sent"] = 10
+    document["connections"]["failed"] = 3
+    assert errors(document) == (21, 866)
+
+
+def test_errors_are_compared_by_number_or_by_their_share_in_per_cent():
+    assert check("errors>7", mismatch()) == {"expression": "errors>7", "value": 8, "failed": True}
+    assert check("errors>8", mismatch())["failed"] is False
+    share = {"expression": "errors>0.9%", "value": pytest.approx(100 * 8 / 856), "failed": True}
+    assert check("errors>0.9%", mismatch()) == share
+    assert check("errors>0.94%", mismatch())["failed"] is False
+
+
+def test_every_connection_refused_is_100_per_cent():
+    assert check("errors>=100%", refused()) == {"expression": "errors>=100%", "value": 100.0, "failed": True}
+    assert check("errors>100%", refused())["failed"] is False
+
+
+def test_no_attempt_has_no_share_of_errors_and_has_not_failed():
+    assert check("errors>=0%", empty()) == {"expression": "errors>=0%", "value": None, "failed": False}
+    assert check("errors>0", empty()) == {"expression": "errors>0", "value": 0, "failed": False}
