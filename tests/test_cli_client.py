@@ -263,7 +263,7 @@ def test_a_pipe_sums_up_for_a_person_and_not_for_a_script(server, monkeypatch, c
         (["--host", ""], "--host: a host has a name or an address; this one is empty"),
         (["--host", "a:1"], "--host: 'a:1' is a host and a port: the port goes into --port"),
         (["-m", "x", "--seed", "2"], "-m says what to send"),
-        (["-c", "1000m"], "1,000,000,000 connections need 1,000,000,016 descriptors, and this process may have "),
+        (["-c", "1000m"], "--conns 1,000,000,000 needs 1,000,000,016 descriptors, and this process may have "),
         (["-s", "K"], "-s/--size: 'K' is not a size"),
         (["--verify", "all"], "--verify: invalid choice: 'all'"),
     ],

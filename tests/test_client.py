@@ -736,7 +736,7 @@ def test_waiting_for_input_is_not_silence(plumb, loop):
     ("reply", "end_of_input", "story"),
     [
         (b"hell", True, "4 of 5 bytes came back before the server closed"),
-        (b"hello!", True, "6 of 5 bytes came back before the server closed"),
+        (b"hello!", True, "1 byte more came back than was sent"),
         (b"hello", False, "5 of 5 bytes came back before the server closed"),
     ],
 )
@@ -752,6 +752,16 @@ def test_lengths_are_compared_without_contents(plumb, loop, reply, end_of_input,
     run_until(loop, lambda: plumbing.ended)
     assert plumbing.session.failure.story == f"connection 1: {story}"
     assert not plumbing.session.outstanding
+
+
+@pytest.mark.parametrize("verify", [LENGTH, NONE])
+def test_silence_without_contents_tells_how_much_had_come_back(plumb, loop, verify):
+    plumbing = plumb(verify=verify)
+    os.write(plumbing.input, b"hello")
+    plumbing.shut(plumbing.input)
+    run_until(loop, lambda: plumbing.connection.eof_sent)
+    plumbing.session.silent(10)
+    assert plumbing.session.failure.story == "connection 1: nothing moved for 10 s, when 0 of 5 bytes had come back"
 
 
 def test_a_wrong_echo_is_written_out_and_reported_with_its_offset(plumb, loop):

@@ -390,6 +390,16 @@ def test_shutdown_refused_by_a_reset_is_remembered_for_the_end(scripted, loop, h
     assert [error.errno for error in handler.errors] == [errno.ENOTCONN]
 
 
+def test_a_reset_behind_the_peers_eof_is_no_error_of_ours(scripted, loop, handler):
+    connection, sock, peer = scripted
+    peer.shutdown(socket.SHUT_WR)
+    settle(loop)
+    sock.tell("shutdown", OSError(errno.ENOTCONN, "not connected"))
+    connection.send_eof()
+    settle(loop)
+    assert handler.errors == [None]
+
+
 def test_an_event_that_is_stale_does_no_harm(pair, loop, handler):
     connection, _ = pair
     fill(connection)

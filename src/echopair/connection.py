@@ -226,8 +226,9 @@ class Connection:
             self.eof_sent = True
             try:
                 self.sock.shutdown(socket.SHUT_WR)
-            except OSError as error:  # ENOTCONN: a reset came first, and recv will tell
-                self.error = self.error or error
+            except OSError as error:  # ENOTCONN: a reset came first; recv will tell, if it has not had its EOF
+                if not self.eof_received:
+                    self.error = self.error or error
         if self.eof_received and self.eof_sent:
             self._end(self.error)
             return

@@ -201,8 +201,8 @@ class EventLoop:
             log.exception("a callback failed")
 
     def _on_signal(self, signum: int, _frame: object) -> None:
-        """Note the signal. Who asks a third time to end finds the loop stuck, say in a write to a full pipe."""
-        if signum in (SIGINT, SIGTERM) and self._signals.count(signum) == 2:
+        """Note the signal. Who has to ask to end while that was asked already finds the loop stuck, as in a write."""
+        if signum in (SIGINT, SIGTERM) and not {SIGINT, SIGTERM}.isdisjoint(self._signals):
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
         self._signals.append(signum)

@@ -243,8 +243,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     limit = raise_descriptor_limit()
     if needed > limit:
         raise options.UsageError(
-            f"{count(args.conns, 'connection')} need {needed:,} descriptors, and this process may have {limit:,}: "
-            "raise that with ulimit -n, or lower --conns"
+            f"--conns {args.conns:,} needs {needed:,} descriptors, and this process may have {limit:,}: "
+            "raise that with ulimit -n, or ask for fewer"
         )
     if args.pipe and (sys.stdin is None or sys.stdout is None):
         raise options.UsageError("- needs standard input and standard output, and one is closed")

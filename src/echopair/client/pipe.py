@@ -77,8 +77,11 @@ class Pipe(Session):
         """End well if all has come back."""
         surplus = connection.bytes_received - connection.bytes_sent - len(connection.outbound)
         if self.verify == LENGTH and (surplus or not self.exhausted):
-            came = f"{connection.bytes_received:,} of {count(connection.bytes_received - surplus, 'byte')} came back"
-            self.fail("echo", "missing" if surplus <= 0 else "extra", f"{came} before the server closed")
+            sent = connection.bytes_received - surplus
+            story = f"{connection.bytes_received:,} of {count(sent, 'byte')} came back before the server closed"
+            if surplus > 0:
+                story = f"{count(surplus, 'byte')} more came back than was sent"
+            self.fail("echo", "missing" if surplus <= 0 else "extra", story)
         else:
             Session.eof_received(self, connection)
 
@@ -86,7 +89,12 @@ class Pipe(Session):
         """Fail, unless it is the input or the output that keeps the server waiting."""
         connection = self.connection
         waiting_for_sink = len(connection.inbound) >= connection.max_buffer
-        if not waiting_for_sink and (self.outstanding or connection.outbound or connection.eof_sent):
+        if waiting_for_sink or not (self.outstanding or connection.outbound or connection.eof_sent):
+            return
+        if self.verify != FULL and connection.bytes_received < connection.bytes_sent:
+            came = f"{connection.bytes_received:,} of {count(connection.bytes_sent, 'byte')} had come back"
+            self.fail("echo", "timeout", f"nothing moved for {timeout:g} s, when {came}")
+        else:
             Session.silent(self, timeout)
 
     def _full(self) -> bool:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # importing typing would take a tenth of the start
     from typing import Any
 
 ACCEPTS_PER_WAKEUP = 64  # a flood of connections shares each turn of the loop with those already there
+NEVER = -1.0
 RECOVERED_AFTER = 1.0  # seconds without a shortage; peers that come and go at the limit would flood the log
 RETRY_DELAY = 0.1  # seconds; descriptors and memory are freed by peers, and no event tells
 
@@ -59,8 +60,9 @@ class Acceptor:
         self._accepted = accepted
         self._room = room
         self._paused = True
-        self._short_at: float | None = None  # when descriptors or memory last fell short, until that is over
+        self._short_at = NEVER  # when descriptors or memory last fell short, until that is over
         self._retry: Timer | None = None
+        self._recovery: Timer | None = None
         self.resume()
 
     def resume(self) -> None:
@@ -74,6 +76,8 @@ class Acceptor:
     def close(self) -> None:
         """Stop listening; whoever waits in the queue is reset by the kernel."""
         self._pause()
+        if self._recovery:
+            self._recovery.cancel()
         for listener in self._listeners:
             listener.close()
         self._listeners = []
@@ -94,7 +98,6 @@ class Acceptor:
             try:
                 sock, address = listener.accept()
             except BlockingIOError:
-                self._say_recovered()
                 return
             except OSError as error:
                 if error.errno in CONNECTION_FAILED:
@@ -109,14 +112,22 @@ class Acceptor:
         if not self._room():
             self._pause()
 
-    def _say_recovered(self) -> None:
-        if self._short_at is not None and self._loop.now - self._short_at >= RECOVERED_AFTER:
-            self._short_at = None
+    def _watch_for_recovery(self) -> None:
+        due = self._short_at + RECOVERED_AFTER
+        self._recovery = self._loop.call_at(due, partial(self._say_recovered, self._short_at))
+
+    def _say_recovered(self, short_at: float) -> None:
+        if self._short_at == short_at:
+            self._short_at = NEVER
             log.warning("accepting again")
+        else:  # it went on after that
+            self._watch_for_recovery()
 
     def _wait_for_resources(self, error: OSError) -> None:
-        if self._short_at is None:
-            log.warning("not accepting for now: %s", explain(error))
+        first = self._short_at == NEVER
         self._short_at = self._loop.now
+        if first:
+            log.warning("not accepting for now: %s", explain(error))
+            self._watch_for_recovery()
         self._pause()
         self._retry = self._loop.call_later(RETRY_DELAY, self.resume)
