@@ -193,6 +193,22 @@ def test_the_log_of_a_real_process_does_not_wait(pipe: tuple[int, int], monkeypa
     assert os.read(pipe[0], 100).endswith(b"  hello\n")
 
 
+def test_an_interrupt_that_something_else_hides_is_one_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    def body(_argv, _output) -> int:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            _ = body.nothing
+
+    assert run("echo-test", body, None) == 130
+    assert capsys.readouterr().err == "echo-test: interrupted\n"
+
+
+def test_a_bug_of_that_kind_is_not_hidden() -> None:
+    with pytest.raises(AttributeError):
+        run("echo-test", exiting(AttributeError()), None)
+
+
 def test_a_bug_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         run("echo-test", exiting(ZeroDivisionError()), None)

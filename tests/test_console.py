@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -143,8 +144,9 @@ def test_peers_that_never_read_cost_little():
     with running_server("-q") as (server, port):
         before = status_of(server, "VmRSS")
         peers = [connect(port) for _ in range(20)]
-        for peer in peers:
-            fill_the_path(peer, bytes(32 * MIB))
+        payload = bytes(32 * MIB)
+        with ThreadPoolExecutor(len(peers)) as pool:
+            assert all(pool.map(lambda peer: fill_the_path(peer, payload), peers))
         assert status_of(server, "VmRSS") - before < 20 * MIB
         with connect(port) as neighbour:
             neighbour.sendall(b"hello")

@@ -76,6 +76,10 @@ def run(name: str, body: Callable[[Sequence[str] | None, Output], int], argv: Se
         return complain(name, explain(error), FAILED)
     except KeyboardInterrupt:
         return complain(name, "interrupted", INTERRUPTED)
+    except AttributeError as error:  # argparse, interrupted halfway, fails to tidy up after itself
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        return complain(name, "interrupted", INTERRUPTED)
     except SystemExit as done:  # --help and --version
         status = int(done.code or OK)
     output.flush()
