@@ -155,8 +155,9 @@ def test_a_taken_port_is_named_with_the_remedy(capsys):
     )
 
 
-def test_a_host_that_is_empty_does_not_mean_every_interface(capsys):
-    assert server.main(["--host", ""]) == USAGE
+@pytest.mark.parametrize("host", ["", "[]"])
+def test_a_host_that_is_empty_does_not_mean_every_interface(capsys, host):
+    assert server.main(["--host", host]) == USAGE
     assert "this one is empty" in capsys.readouterr().err
 
 

@@ -109,6 +109,7 @@ RANDOM = Payload(1000, 1, 1).piece(0, 1000)
         (RANDOM[1:], "1 byte lost"),
         (RANDOM[300:], "300 bytes lost"),
         (RANDOM[1:2], ""),
+        (bytes(1000), ""),
         (RANDOM[300:340] + b"noise", ""),
         (b"!" + RANDOM, "1 byte inserted or repeated"),
         (b"noise" * 20 + RANDOM, "100 bytes inserted or repeated"),
@@ -118,6 +119,10 @@ RANDOM = Payload(1000, 1, 1).piece(0, 1000)
 )
 def test_damage_is_named(got, verdict):
     assert diagnose(RANDOM, got) == verdict
+
+
+def test_monotonous_bytes_are_not_searched_for_ever():
+    assert diagnose(b"a" + bytes(2_000_000), bytes(65_000) + b"x" * 536) == ""
 
 
 def test_too_little_to_compare_is_not_named():
@@ -343,6 +348,13 @@ def test_a_server_that_takes_nothing_is_told_from_one_that_returns_nothing(talk)
     conversation = talk(bytes(200_000), pair=small_pair)
     conversation.session.silent(10)
     assert "the server took nothing for 10 s, while waiting for message 1, offset 0" in conversation.failure()
+
+
+def test_what_was_never_sent_is_not_called_missing(talk):
+    conversation = talk(bytes(3_000_000), pair=small_pair)
+    conversation.server.shutdown(socket.SHUT_WR)
+    sent = conversation.connection.bytes_sent
+    assert f"{sent:,} bytes sent did not come back" in conversation.failure()
 
 
 def test_a_piece_larger_than_every_buffer_is_sent_bit_by_bit(talk, loop):

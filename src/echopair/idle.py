@@ -53,7 +53,9 @@ class IdleWatch:
                 before, undelivered = undelivered, connection.undelivered()
                 if undelivered in (0, before):
                     self._loop.call_soon(partial(self._silent, connection))
-                since = now
+                    since = now
+                else:
+                    since = now - self._timeout + self._step  # look again soon
             if since > connection.active_at:
                 self._told[connection] = since, undelivered
             oldest = min(oldest, since)

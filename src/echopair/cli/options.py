@@ -60,11 +60,12 @@ def checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
 
 def host(text: str) -> str:
     """Read a host: a name or an address, an IPv6 address also in brackets."""
-    if not text:
-        raise argparse.ArgumentTypeError("a host has a name or an address; this one is empty")
     if text.count(":") == 1:
         raise argparse.ArgumentTypeError(f"{text!r} is a host and a port: the port goes into --port")
-    return text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if not bare:
+        raise argparse.ArgumentTypeError("a host has a name or an address; this one is empty")
+    return bare
 
 
 def add_family(group: argparse._ArgumentGroup) -> None:

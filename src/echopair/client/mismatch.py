@@ -7,6 +7,8 @@ from itertools import takewhile
 from echopair.text import count, printable
 
 RECOGNISABLE = 8  # bytes; fewer in a row may agree by chance
+SEARCHED = 256 * 1024  # bytes of each side, for a diagnosis must not take long
+CANDIDATES = 16  # places to compare; monotonous bytes have no end of them
 SHOWN = 8  # bytes of each side in a report
 
 
@@ -26,6 +28,7 @@ def dump(data: bytes) -> str:
 
 def diagnose(expected: bytes, got: bytes) -> str:
     """Say what happened to the echo; both sides begin at the first byte that differs. Empty where nothing fits."""
+    expected, got = expected[:SEARCHED], got[:SEARCHED]
     rest = min(len(expected), len(got))
     if got[1:rest] == expected[1:rest] and (rest > RECOGNISABLE or len(expected) == rest):
         return "one bit flipped" if (expected[0] ^ got[0]).bit_count() == 1 else "one byte changed"
@@ -38,9 +41,11 @@ def diagnose(expected: bytes, got: bytes) -> str:
 
 def _offset_of(part: bytes, whole: bytes) -> int:
     """Return where in `whole` the bytes of `part` begin, agreeing as far as both go; 0 where they do not."""
-    start = whole.find(part[:RECOGNISABLE], 1) if len(part) >= RECOGNISABLE else 0
-    while start > 0:
+    start = 0
+    for _ in range(CANDIDATES if len(part) >= RECOGNISABLE else 0):
+        start = whole.find(part[:RECOGNISABLE], start + 1)
+        if start < 0:
+            break
         if whole[start : start + len(part)] == part[: len(whole) - start]:
             return start
-        start = whole.find(part[:RECOGNISABLE], start + 1)
     return 0

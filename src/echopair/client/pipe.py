@@ -76,7 +76,7 @@ class Pipe(Session):
     def eof_received(self, connection: Connection) -> None:
         """End well if all has come back."""
         surplus = connection.bytes_received - connection.bytes_sent - len(connection.outbound)
-        if self.verify == LENGTH and (surplus or not self.exhausted):
+        if self.verify == LENGTH and not connection.error and (surplus or not self.exhausted):
             sent = connection.bytes_received - surplus
             story = f"{connection.bytes_received:,} of {count(sent, 'byte')} came back before the server closed"
             if surplus > 0:
@@ -89,9 +89,11 @@ class Pipe(Session):
         """Fail, unless it is the input or the output that keeps the server waiting."""
         connection = self.connection
         waiting_for_sink = len(connection.inbound) >= connection.max_buffer
-        if waiting_for_sink or not (self.outstanding or connection.outbound or connection.eof_sent):
+        unanswered = self.verify != FULL and connection.bytes_received < connection.bytes_sent
+        owed = self.outstanding or (unanswered and self.verify == LENGTH)
+        if waiting_for_sink or not (owed or connection.outbound or connection.eof_sent):
             return
-        if self.verify != FULL and connection.bytes_received < connection.bytes_sent:
+        if unanswered:
             came = f"{connection.bytes_received:,} of {count(connection.bytes_sent, 'byte')} had come back"
             self.fail("echo", "timeout", f"nothing moved for {timeout:g} s, when {came}")
         else:

@@ -136,8 +136,8 @@ class Session(Handler):
         if connection.error:
             self.fail("echo", error_name(connection.error), f"{reason(connection.error)} at {self.place()}")
         elif self.verify != NONE and not (self.exhausted and not self.outstanding):
-            owed = sum(map(len, self.outstanding)) - self.matched
-            missing = f"{count(owed, 'byte')} sent did not come back" if owed else "more was to be sent"
+            owed = sum(map(len, self.outstanding)) - self.matched - len(self.unsent) - len(connection.outbound)
+            missing = f"{count(owed, 'byte')} sent did not come back" if owed > 0 else "more was to be sent"
             if self.connection.eof_sent:
                 missing += " (it closed upon our EOF; some servers and proxies do not know half-closed connections)"
             self.fail("echo", "missing", f"the server closed at {self.place()}: {missing}")
