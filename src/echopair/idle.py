@@ -19,7 +19,9 @@ LEAST_STEP = 0.05  # seconds from one sweep to the next, however short the timeo
 class IdleWatch:
     """Calls `silent(connection)` for each of `connections` on which no byte has moved for `timeout` seconds.
 
-    And again after each further `timeout`, while the connection stays in the collection and silent.
+    And again after each further `timeout`, while the connection stays in the collection and silent. Where the kernel
+    still holds bytes for the peer it may take a second `timeout` to see that these do not move either: a slow reader's
+    acknowledgements come seconds apart.
     """
 
     def __init__(
@@ -53,9 +55,7 @@ class IdleWatch:
                 before, undelivered = undelivered, connection.undelivered()
                 if undelivered in (0, before):
                     self._loop.call_soon(partial(self._silent, connection))
-                    since = now
-                else:
-                    since = now - self._timeout + self._step  # look again soon
+                since = now
             if since > connection.active_at:
                 self._told[connection] = since, undelivered
             oldest = min(oldest, since)
