@@ -23,6 +23,6 @@ for failure in client.failures:
     print(failure.story, file=sys.stderr)
 if client.failures:
     sys.exit(1)
-sent = sum(connection.bytes_sent for connection in client.connections)
+sent, _ = client.bytes_moved()
 print(f"client: {len(sessions)} connections, {sent} bytes sent, every one came back")
 print(f"server: {server.connections_served} connections, {server.bytes_received} bytes in, {server.bytes_sent} out")

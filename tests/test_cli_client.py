@@ -111,33 +111,6 @@ def test_the_server_may_be_named_in_several_ways(server, capsys, arguments):
     assert client.main(["-4", *(argument.format(port) for argument in arguments)]) == OK
 
 
-# Generated messages
-
-
-@pytest.mark.parametrize(
-    ("arguments", "summary"),
-    [
-        (["-s", "100"], "1 connection, 1 message came back, all 100 bytes intact"),
-        (["-n", "7"], "1 connection, 7 messages came back, all 7,168 bytes intact"),
-        (["-c", "3", "-n", "10", "-s", "1k"], "3 connections, 10 messages came back, all 10,240 bytes intact"),
-        (["-c", "3", "-n", "2", "-s", "1"], "3 connections, 2 messages came back, all 2 bytes intact"),
-        (["-s", "1M", "-n", "3", "-w", "2"], "1 connection, 3 messages came back, all 3,145,728 bytes intact"),
-        (["-s", "10", "--verify", "length"], "10 bytes sent, 10 received, contents unchecked"),
-        (["-s", "10", "--verify", "none"], "10 bytes sent, 10 received, unchecked"),
-    ],
-)
-def test_generated_messages_are_shared_out_and_summed_up(capsys, arguments, summary):
-    assert client.main(["--loopback", "--seed", "5", *arguments]) == OK
-    verdict, rates = capsys.readouterr().out.splitlines()
-    assert summary in verdict
-    assert re.fullmatch(r"[0-9,]+ messages/s, [0-9.]+ [KMG]?i?B/s \(seed 5\)", rates)
-
-
-def test_the_seed_that_was_drawn_is_printed(capsys):
-    client.main(["--loopback", "-n", "1"])
-    assert re.search(r"\(seed \d+\)$", capsys.readouterr().out)
-
-
 # Failures
 
 
@@ -254,17 +227,28 @@ def test_a_pipe_sums_up_for_a_person_and_not_for_a_script(server, monkeypatch, c
         (["::1"], "'::1' is ambiguous: put an IPv6 address in brackets"),
         (["--port", "0"], "port 0 cannot be connected to"),
         (["--loopback", "x:1"], "--loopback serves itself: leave x:1 out"),
-        (["-m", "x", "-n", "2"], "-m says what to send; -s, -n and --seed generate it"),
+        (["-m", "x", "-n", "2"], "-m says what to send, -n generate it: leave out one or the other"),
         (["-m", ""], "-m: an empty message has no byte to come back"),
-        (["-", "-n", "2"], "- sends standard input on one connection"),
+        (["-", "-n", "2"], "- sends standard input on one connection: leave out -n"),
         (["-", "-c", "2"], "- sends standard input on one connection"),
         (["a:1", "b:1"], "unexpected argument 'b:1'"),
         (["127.0.0.1", "7"], "unexpected argument '7'; a port goes into --port"),
         (["--host", ""], "--host: a host has a name or an address; this one is empty"),
         (["--host", "a:1"], "--host: 'a:1' is a host and a port: the port goes into --port"),
-        (["-m", "x", "--seed", "2"], "-m says what to send"),
+        (["-m", "x", "--seed", "2"], "-m says what to send, --seed generate it"),
         (["-c", "1000m"], "--conns 1,000,000,000 needs 1,000,000,016 descriptors, and this process may have "),
         (["-s", "K"], "-s/--size: 'K' is not a size"),
+        (["-r", "10"], "-r needs an end: give -d (a duration) or -n (a number of messages)"),
+        (["-r", "0"], "-r/--rate: '0' is too small"),
+        (["-r", "never"], "-r/--rate: 'never' is not a rate"),
+        (["--warmup", "never"], "--warmup never would leave nothing to report"),
+        (["--start-at", "@1"], "--start-at has passed"),
+        (["--start-at", "soon"], "--start-at: 'soon' is not a moment: give it like 2026-01-31T12:00:00Z"),
+        (["--percentiles", "50,101"], "--percentiles: '50,101' is no list of percentiles"),
+        (["--json", "--json-lines"], "--json prints one document and --json-lines many: leave out one"),
+        (["--fail-if", "p99>20"], "--fail-if: 'p99>20' is not a threshold: give [response.|service.|connect.|lag.]p99"),
+        (["--merge", "a.json", "--loopback"], "--merge reads results: leave out what to connect to"),
+        (["-o", "/nowhere/x.json"], "--output: cannot write /nowhere/x.json: no such file or directory"),
         (["--verify", "all"], "--verify: invalid choice: 'all'"),
     ],
 )

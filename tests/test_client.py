@@ -496,7 +496,7 @@ def test_every_session_gets_a_connection_and_the_last_to_end_is_the_end(run, loo
         server.close()
     run_until(loop, lambda: run.done)
     assert [session.failure for session in run.ended] == [None, None]
-    assert len(run.client.connections) == 2
+    assert run.client.bytes_moved() == (2, 2)
     assert run.client.failures == []
     assert run.done == 1
 
@@ -556,7 +556,7 @@ def test_a_silent_server_is_given_the_timeout_and_no_more(run, loop, clock):
 
 def test_stopping_ends_what_is_connected_without_calling_it_a_failure(run, loop):
     run = run(Session(1, iter([b"a"])))
-    run_until(loop, lambda: run.client.connections)
+    run_until(loop, lambda: run.client.open)
     run.client.stop()
     settle(loop)
     assert run.done == 1
@@ -568,7 +568,7 @@ def test_stopping_before_a_connection_is_made_ends_the_session(run, loop):
     run.client.stop()
     assert run.done == 1
     settle(loop)
-    assert run.client.connections == []
+    assert not run.client.open
 
 
 # Pipe
@@ -722,7 +722,7 @@ def test_waiting_for_the_output_after_the_end_is_not_silence(run, loop, clock):
     server = run.accept()
     server.send(b"late")
     server.close()
-    run_until(loop, lambda: run.client.connections and run.client.connections[0].closed)
+    run_until(loop, lambda: run.client.open and next(iter(run.client.open)).closed)
     clock.advance(30)
     settle(loop)
     assert not run.done

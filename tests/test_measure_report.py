@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from documents import EVERY, closed, empty, interrupted, interval, mismatch, opened, refused, timed
-from echopair.measure.merge import merge
-from echopair.measure.report import report, sparkline, verdict
+from echopair.measure.report import report, sparkline
 from echopair.measure.threshold import Threshold
+from echopair.measure.verdict import verdict
 
 BAR = re.compile(r"[#▏▎▍▌▋▊▉█]+$")
 
@@ -93,7 +93,7 @@ def test_colour_only_adds_to_the_words():
 
 def test_failures_are_red_and_the_verdict_is_bold_and_rules_are_dim():
     text = report(mismatch(), colour=True)
-    assert text.startswith("\x1b[1;31mFailed: ")
+    assert text.startswith("\x1b[1;31mNot every byte came back intact: ")
     assert "\x1b[1;31m        1  echo: mismatch\x1b[m\n" in text
     assert "\x1b[1;31m  failed   p99>20ms " in text
     assert "\n  ok       errors>1% " in text
@@ -127,80 +127,9 @@ def with_(document, **changes):
 HELD = [{"expression": "p99>1us", "value_us": 2.0, "failed": True}]
 
 
-@pytest.mark.parametrize(
-    ("document", "good", "text"),
-    [
-        (empty(), True, "No message was sent."),
-        (closed(), True, "Every byte came back: 4,000 messages, 3.91 MiB."),
-        (
-            with_(closed(), load={"verify": "length"}),
-            True,
-            "Every message came back at its length: 4,000 messages, 3.91 MiB.",
-        ),
-        (
-            with_(closed(), load={"verify": "none"}),
-            True,
-            "Every message was answered, unchecked: 4,000 messages, 3.91 MiB.",
-        ),
-        (with_(closed(), load={"verify": None}), True, "Every message was answered: 4,000 messages, 3.91 MiB."),
-        (refused(), False, "Failed: 50 connections could not be made; nothing came back."),
-        (
-            mismatch(),
-            False,
-            "Failed: 2 connections ended early, 1 message came back altered, 5 messages did not come back; "
-            "800 messages, 800 KiB came back.",
-        ),
-        (
-            with_(closed(), messages={"not_sent": 1}),
-            False,
-            "Failed: 1 message could not be sent; 4,000 messages, 3.91 MiB came back.",
-        ),
-        (
-            with_(closed(), errors=[{"phase": "close", "error": "timeout", "count": 1, "example": ""}]),
-            False,
-            "Failed: close: timeout; 4,000 messages, 3.91 MiB came back.",
-        ),
-        (with_(closed(), exit_status=1), False, "Failed: exit status 1; 4,000 messages, 3.91 MiB came back."),
-        (
-            with_(closed(), exit_status=99, thresholds=HELD),
-            False,
-            "Every byte came back: 4,000 messages, 3.91 MiB, but the run failed for p99>1us.",
-        ),
-        (
-            with_(closed(), thresholds=HELD),
-            False,
-            "Every byte came back: 4,000 messages, 3.91 MiB, but the run failed for p99>1us.",
-        ),
-        (
-            merge([with_(closed(), exit_status=99, thresholds=HELD)]),
-            False,
-            "Every byte came back: 4,000 messages, 3.91 MiB, but the run failed for a threshold.",
-        ),
-        (
-            interrupted(),
-            True,
-            "Interrupted by SIGINT after 1.50 s: 1,500 messages, 1.46 MiB came back; 50 messages did not come back.",
-        ),
-        (
-            with_(closed(), exit_status=143),
-            True,
-            "Interrupted by SIGTERM after 4.00 s: 4,000 messages, 3.91 MiB came back.",
-        ),
-        (
-            with_(refused(), exit_status=130),
-            False,
-            "Interrupted by SIGINT after 12.0 ms: nothing came back; 50 connections could not be made.",
-        ),
-        (
-            with_(empty(), exit_status=143, thresholds=HELD),
-            False,
-            "Interrupted by SIGTERM after 0.00 us: nothing came back.",
-        ),
-    ],
-)
-def test_verdict_says_whether_every_byte_came_back_and_what_failed(document, good, text):
-    assert verdict(document) == (good, text)
-    assert " ".join(report(document).partition("\n\n")[0].split("\n")) == text
+@pytest.mark.parametrize("document", [closed(), refused(), mismatch(), interrupted()])
+def test_the_verdict_comes_first(document):
+    assert " ".join(report(document).partition("\n\n")[0].split("\n")) == str(verdict(document))
 
 
 # Facts
@@ -210,7 +139,7 @@ def test_facts_have_their_units():
     assert facts(closed()) == {
         "rate": "1,000 messages/s, 0.98 MiB/s",
         "messages": "4,000 sent, 4,000 came back",
-        "bytes": "3.91 MiB sent, 3.91 MiB received",
+        "bytes": "4,096,000 sent, 4,096,000 received (3.91 MiB)",
         "connections": "50 of 50 made",
         "load": "closed loop on 50 connections, 1 in flight on each",
         "payload": "1.00 KiB a message, seed 7, verify full",

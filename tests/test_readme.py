@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from echopair.cli import client, server
+from echopair.cli import client, client_options, server
 
 README = Path(__file__).parent.parent / "README.md"
 
 
-@pytest.mark.parametrize(("command", "module"), [("echo-server", server), ("echo-client", client)])
-def test_every_option_is_in_the_table_with_its_default(command, module):
+PARSERS = {"echo-server": server._parser, "echo-client": client_options.parser}
+
+
+@pytest.mark.parametrize(("command", "parser"), PARSERS.items())
+def test_every_option_is_in_the_table_with_its_default(command, parser):
     section = README.read_text().partition(f"### {command}\n")[2].partition("\n#")[0]
-    for action in module._parser()._actions:
+    for action in parser()._actions:
         for option in action.option_strings:
             assert f"`{option}" in section, option
         if isinstance(action.default, str | int) and action.option_strings and action.nargs != 0:
@@ -24,12 +27,7 @@ def test_every_option_is_in_the_table_with_its_default(command, module):
 
 
 def test_the_table_has_no_option_that_is_gone():
-    known = {
-        option
-        for module in (server, client)
-        for action in module._parser()._actions
-        for option in action.option_strings
-    }
+    known = {option for parser in PARSERS.values() for action in parser()._actions for option in action.option_strings}
     rows = [line.split("|")[1] for line in README.read_text().splitlines() if line.startswith("| `")]
     shown = {option for row in rows for option in re.findall(r"`(--?[\w-]*)", row)}
     assert shown <= known | {"-h", "--help", "--version"}

@@ -198,6 +198,7 @@ class Dial:
         if not self._addresses:
             raise ValueError("no address to connect to")
         self._timeout = timeout
+        self.attempted_at = 0.0  # when the current attempt began, by the loop's clock
         self._connected = connected
         self._failed = failed
         self._failures: list[tuple[Address, OSError]] = []
@@ -214,6 +215,7 @@ class Dial:
 
     def _attempt(self) -> None:
         self._address = self._addresses.popleft()
+        self.attempted_at = self._loop.clock()
         late = OSError(errno.ETIMEDOUT, f"no answer within {self._timeout:g} s")
         self._timer = self._loop.call_later(self._timeout, partial(self._give_up, late))
         try:

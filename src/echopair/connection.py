@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class Handler:
-    """What a connection tells its owner; each method is called from the loop, none from within another.
+    """What a connection tells its owner; but for `closing`, no method is called from within another.
 
     One handler may serve one connection or thousands. An exception raised in it ends that one connection.
     """
@@ -46,6 +46,9 @@ class Handler:
 
     def drained(self, connection: Connection) -> None:
         """Know that the kernel has taken all of `outbound` after it had refused a part."""
+
+    def closing(self, connection: Connection) -> None:
+        """Look at the socket a last time, for it is closed next; the one call that comes from within others."""
 
     def connection_lost(self, connection: Connection, error: Exception | None) -> None:
         """Know that the connection has ended, the last call of all; `error` is None where both sides had sent EOF."""
@@ -243,5 +246,8 @@ class Connection:
         self.closed = self.eof_queued = True
         self.outbound = b""
         self.loop.watch(self.sock, 0)
-        self.sock.close()
-        self.loop.call_soon(lambda: self.handler.connection_lost(self, error))
+        try:
+            self.handler.closing(self)
+        finally:
+            self.sock.close()
+            self.loop.call_soon(lambda: self.handler.connection_lost(self, error))

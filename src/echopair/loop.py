@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import select
 import selectors
 import signal
 import socket
@@ -29,8 +30,18 @@ SIGINT = signal.SIGINT
 SIGTERM = signal.SIGTERM
 
 MAX_WAIT = 24 * 3600.0  # seconds; poll(2) and epoll_wait(2) take milliseconds in an int
+FD_SETSIZE = 1024  # select(2): descriptors from here on are out of its reach
+SHORT_WAIT = 0.01  # seconds; below, a millisecond more or less matters (see `_select`)
 
 log = logging.getLogger(__name__)
+
+
+def _epoll_descriptor(selector: selectors.BaseSelector) -> int | None:
+    """Return the descriptor of an epoll selector, if select(2) can take it; None of any other selector."""
+    if not isinstance(selector, getattr(selectors, "EpollSelector", ())):
+        return None
+    descriptor: int = selector.fileno()  # type: ignore[attr-defined]
+    return descriptor if descriptor < FD_SETSIZE else None
 
 
 class Timer:
@@ -49,8 +60,8 @@ class Timer:
 class EventLoop:
     """Calls back when a file object is ready, a moment has come or a signal has arrived.
 
-    `now` is the clock's reading, in seconds, when the current turn woke up: one reading serves every callback
-    of the turn. Use it as a context manager, or call `close()`.
+    `clock` reads the time in seconds; `now` is its reading when the current turn woke up: one reading serves every
+    callback of the turn that has no need to be more precise. Use it as a context manager, or call `close()`.
     """
 
     def __init__(
@@ -59,8 +70,9 @@ class EventLoop:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._selector = selectors.DefaultSelector() if selector is None else selector
-        self._clock = clock
+        self.clock = clock
         self.now = clock()
+        self._epoll = _epoll_descriptor(self._selector)
         self._timers: list[tuple[float, int, Timer]] = []
         self._timer_count = itertools.count()  # breaks ties: equal times run in the order they were set
         self._soon: deque[Callable[[], object]] = deque()
@@ -106,7 +118,7 @@ class EventLoop:
 
     def call_later(self, delay: float, callback: Callable[[], object]) -> Timer:
         """Run `callback()` once, `delay` seconds from now."""
-        return self.call_at(self._clock() + delay, callback)
+        return self.call_at(self.clock() + delay, callback)
 
     def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
         """Run `callback()` once the loop's clock reads `when`, in seconds."""
@@ -136,8 +148,8 @@ class EventLoop:
 
     def run_once(self, timeout: float | None = None) -> None:
         """Turn once, waiting at most `timeout` seconds (None: as long as it takes) for something to do."""
-        ready = self._selector.select(self._wait(timeout))
-        self.now = self._clock()
+        ready = self._select(self._wait(timeout))
+        self.now = self.clock()
         forgotten = self._forgotten
         forgotten.clear()
         for key, events in ready:
@@ -183,6 +195,17 @@ class EventLoop:
         self._wakeup_receiver.close()
         self._wakeup_sender.close()
 
+    def _select(self, wait: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Return what is ready within `wait` seconds.
+
+        epoll_wait(2) takes whole milliseconds, rounded up, so whatever is due between two of them would be late. An
+        epoll descriptor can itself be waited for (epoll(7)), and select(2) takes microseconds.
+        """
+        if wait and wait < SHORT_WAIT and self._epoll is not None:
+            select.select([self._epoll], [], [], wait)
+            wait = 0
+        return self._selector.select(wait)
+
     def _wait(self, timeout: float | None) -> float | None:
         """How long `select()` may sleep: until `timeout`, the next timer or, with work queued, not at all."""
         if self._soon:
@@ -191,7 +214,7 @@ class EventLoop:
             heapq.heappop(self._timers)  # cancelled
         if not self._timers:
             return timeout
-        due = min(max(self._timers[0][0] - self._clock(), 0), MAX_WAIT)
+        due = min(max(self._timers[0][0] - self.clock(), 0), MAX_WAIT)
         return due if timeout is None else min(due, timeout)
 
     def _call(self, callback: Callable[[], object]) -> None:

@@ -43,6 +43,10 @@ class Output:
         if flush:
             self.flush()
 
+    def text(self, text: str) -> None:
+        """Print several lines, the last of them ended, at once."""
+        self._write(text, flush=True)
+
     def flush(self) -> None:
         """Bring out what is buffered."""
         self._write("", flush=True)
@@ -127,13 +131,37 @@ def open_anew(descriptor: int) -> int | None:
         return None
 
 
+class Aside:
+    """Standard error, for what is shown while a command works: whoever does not read it misses it."""
+
+    def __init__(self) -> None:
+        self._anew = open_anew(2) if sys.stderr is sys.__stderr__ and sys.stderr else None
+
+    def write(self, text: str) -> None:
+        """Write `text`, or as much of it as is taken at once."""
+        try:
+            if self._anew is not None:
+                os.write(self._anew, text.encode(sys.stderr.encoding, "replace"))
+            elif sys.stderr:
+                sys.stderr.write(text)
+                sys.stderr.flush()
+        except OSError:
+            pass  # full, or gone
+
+    def close(self) -> None:
+        """Give back what was opened."""
+        if self._anew is not None:
+            os.close(self._anew)
+            self._anew = None
+
+
 def configure_logging(level: int) -> None:
     """Log to standard error, one line an event, from `level` on; whoever does not read it keeps nobody waiting."""
     handler: logging.Handler = logging.StreamHandler() if sys.stderr else logging.NullHandler()
     anew = open_anew(2) if sys.stderr is sys.__stderr__ and sys.stderr else None
     if anew is not None:
         handler = ImpatientHandler(anew)
-    handler.setFormatter(LineFormatter(colour=bool(sys.stderr) and _wants_colour(sys.stderr)))
+    handler.setFormatter(LineFormatter(colour=bool(sys.stderr) and wants_colour(sys.stderr)))
     handler.addFilter(LineLimit(LINES_PER_SECOND, time.monotonic))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.raiseExceptions = False  # a log that nobody can read any more is no reason to stop serving
@@ -206,7 +234,7 @@ class LineLimit(logging.Filter):
         return self._seen <= self._per_second
 
 
-def _wants_colour(stream: TextIO) -> bool:
+def wants_colour(stream: TextIO) -> bool:
     """Return whether `stream` is a terminal whose owner did not forbid colour (https://no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR")
 

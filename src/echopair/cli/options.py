@@ -7,6 +7,7 @@ command line wins) and errors that take one line.
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,34 @@ def duration(least: float = 0) -> Callable[[str], float]:
     )
 
 
+def rate() -> Callable[[str], float]:
+    """Return a reader of rates: so many a second, or with k or m (1000)."""
+    return _quantity("a rate", COUNT_UNITS, "a number a second, or with k, m (1000), like 20k", 0.001, whole=False)
+
+
+def percentiles(text: str) -> tuple[str, ...]:
+    """Read percentiles, like 50,99,99.9; they are returned as written, in order."""
+    written = {percent.strip() for percent in text.split(",")}
+    for percent in written:
+        if not re.fullmatch(r"100|[0-9]{1,2}(\.[0-9]{1,9})?", percent, re.ASCII) or not float(percent):
+            raise argparse.ArgumentTypeError(f"{text!r} is no list of percentiles: give it like 50,90,99.9")
+    return tuple(sorted(written, key=float))
+
+
+def moment(text: str) -> float:
+    """Read a moment, like 2026-01-31T12:00:00Z (ISO 8601; without a zone: local) or @1769860800; in epoch seconds."""
+    try:
+        if text.startswith("@"):
+            return float(text[1:])
+        from datetime import datetime
+
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a moment: give it like 2026-01-31T12:00:00Z, or in seconds like @1769860800"
+        ) from None
+
+
 def checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
     """Return `read` so that argparse shows what its ValueError says, not only that there was one."""
 
@@ -81,7 +110,7 @@ def _quantity(what: str, units: Mapping[str, float], advice: str, least: float, 
 
     def read(text: str) -> Any:
         written = text.strip().lower()
-        if written == "never" and not whole:
+        if written == "never" and units is DURATION_UNITS:
             return float("inf")
         number = written.rstrip("abcdefghijklmnopqrstuvwxyz ")
         unit = written[len(number) :].strip()
@@ -190,7 +219,7 @@ class Parser(argparse.ArgumentParser):
         value = action.type(text) if callable(action.type) else text
         if action.choices is not None and value not in action.choices:
             raise ValueError(f"{text!r} is none of {', '.join(map(str, action.choices))}")
-        return [value] if isinstance(action, Collect) else value
+        return [value] if isinstance(action, Collect) or action.nargs == "+" else value
 
     def _unknown(self, argument: str) -> str:
         if not argument.startswith("-"):

@@ -16,7 +16,7 @@ there are only 256.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, repeat
 from random import Random
 
 PIECE_SIZE = 64 * 1024  # bytes
@@ -40,10 +40,13 @@ class Payload:
         self._block = source.randbytes(PERIOD + min(size, PIECE_SIZE))
         self.pieces_per_message = -(-size // PIECE_SIZE)
 
-    def pieces(self, connection: int, messages: int) -> Iterator[bytes]:
-        """Yield the pieces of `messages` messages for connection number `connection`, counted from 1."""
-        numbers = count(connection - 1, self._conns)
-        for _ in range(messages):
+    def pieces(self, connection: int, messages: int | None = None, *, first: int = 0) -> Iterator[bytes]:
+        """Yield the pieces of `messages` messages (None: without end) for connection number `connection`, from 1.
+
+        `first` leaves out so many messages before them.
+        """
+        numbers = count(connection - 1 + first * self.pieces_per_message * self._conns, self._conns)
+        for _ in repeat(None) if messages is None else range(messages):
             for offset in range(0, self._size, PIECE_SIZE):
                 yield self.piece(next(numbers), min(PIECE_SIZE, self._size - offset))
 

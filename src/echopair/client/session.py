@@ -52,6 +52,7 @@ class Session(Handler):
     verify: str = FULL
     locate: Callable[[bytes], tuple[int, int] | None] | None = None
     connection: Connection = field(init=False)  # from start() on
+    connect_seconds: float = 0.0  # how long it took to make it
     outstanding: deque[bytes] = field(default_factory=deque)
     matched: int = 0  # bytes of outstanding[0] that have come back
     echoed: int = 0  # bytes of the current message that came back in whole pieces
@@ -78,7 +79,7 @@ class Session(Handler):
 
     def send_more(self, connection: Connection) -> None:
         """Send what the pipeline and the kernel have room for; half-close when all is sent and has come back."""
-        allowed = (self.messages_echoed + self.pipeline) * self.pieces_per_message
+        allowed = self.messages_allowed() * self.pieces_per_message
         while not (connection.outbound or connection.eof_queued):
             if self.unsent:
                 chunk, self.unsent = self.unsent[:READ_SIZE], self.unsent[READ_SIZE:]
@@ -91,6 +92,10 @@ class Session(Handler):
                 self.send_piece(connection, piece)
         if self.exhausted and not self.outstanding:
             connection.send_eof()
+
+    def messages_allowed(self) -> int:
+        """Return how many messages may have been sent by now."""
+        return self.messages_echoed + self.pipeline
 
     def send_piece(self, connection: Connection, piece: bytes) -> None:
         """Send one piece, a large one bit by bit, and expect it back."""
@@ -122,10 +127,18 @@ class Session(Handler):
     def data_received(self, connection: Connection, data: bytes) -> None:
         """Compare what came back, and go on."""
         if not self.matched and self.outstanding and data == self.outstanding[0]:
-            self._piece_echoed()  # the common case: a whole message and nothing but it
+            self.piece_echoed()  # the common case: a whole message and nothing but it
         elif not self._match(data):
             return
         self.send_more(connection)
+
+    def piece_echoed(self) -> None:
+        """Let go of the piece that has come back."""
+        self.echoed += len(self.outstanding.popleft())
+        self.matched = 0
+        self.pieces_echoed += 1
+        if self.pieces_echoed % self.pieces_per_message == 0:
+            self.echoed = 0
 
     def drained(self, connection: Connection) -> None:
         """Go on sending."""
@@ -154,13 +167,6 @@ class Session(Handler):
         """Tell the owner that this was all."""
         self.ended(self)
 
-    def _piece_echoed(self) -> None:
-        self.echoed += len(self.outstanding.popleft())
-        self.matched = 0
-        self.pieces_echoed += 1
-        if self.pieces_echoed % self.pieces_per_message == 0:
-            self.echoed = 0
-
     def _match(self, data: bytes) -> bool:
         """Compare `data` with what is outstanding, piece by piece; return whether the session goes on."""
         start = 0
@@ -173,7 +179,7 @@ class Session(Handler):
             self.matched += end - start
             start = end
             if self.matched == len(piece):
-                self._piece_echoed()
+                self.piece_echoed()
         if start < len(data) and self.verify != NONE:
             extra = len(data) - start
             self.fail("echo", "extra", f"{count(extra, 'byte')} more came back than was sent: {dump(data[start:])}")

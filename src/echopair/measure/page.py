@@ -16,7 +16,8 @@ from html import escape
 from typing import Any
 
 from echopair.measure.document import loaded
-from echopair.text import count, duration, size
+from echopair.measure.verdict import verdict
+from echopair.text import duration, size
 
 NONE = "\N{EN DASH}"  # a figure that does not apply
 HARD = "\N{NO-BREAK SPACE}"  # between a figure and its unit
@@ -25,8 +26,6 @@ SAMPLES = 160  # of a distribution
 LOG_FROM = 20  # times the least latency: from there on a linear axis would flatten most of the line
 TIMES = ((3600.0, "h", 7200.0), (60.0, "min", 120.0), (1.0, "s", 1.0), (1e-3, "ms", 1e-3), (1e-6, "µs", 0.0))
 MARKS = {"good": "\N{CHECK MARK}", "fair": "!", "poor": "\N{MULTIPLICATION SIGN}"}
-INTERRUPTED = {130: "Interrupted (SIGINT)", 143: "Terminated (SIGTERM)"}
-CHECKED = {"full": "every byte was compared", "length": "only their lengths were checked"}
 MODELS = {
     "closed": "Closed loop: a connection sends on after an echo only, so latency is subject to coordinated omission.",
     "open": "Open loop: response time runs from the moment a message was due, so a stall counts in full.",
@@ -274,41 +273,6 @@ def over_time(intervals: Sequence[dict[str, Any]]) -> str:
     return "\n".join(figures)
 
 
-def verdict(document: dict[str, Any]) -> tuple[str, str, str]:
-    """Return how well it went (`good`, `fair` or `poor`), the headline, and the sentence under it."""
-    messages, connections, status = document["messages"], document["connections"], document["exit_status"]
-    load, echoed = document["load"], messages["echoed"]
-    every = "Every byte came back" if load["verify"] == "full" else "As many bytes came back as were sent"
-    tone, headline = next(
-        (tone, headline)
-        for holds, tone, headline in (
-            (messages["mismatched"], "poor", "Not every byte came back intact"),
-            (status in INTERRUPTED, "fair", f"{INTERRUPTED.get(status)} before it was done"),
-            (not echoed, "poor", "No message came back"),
-            (messages["unanswered"], "poor", "Not every byte came back"),
-            (status == 99, "poor", f"{every}, but a threshold was crossed"),
-            (status or document["errors"], "poor", f"{every}, but the run failed"),
-            (True, "good", every),
-        )
-        if holds
-    )
-    troubles = [
-        f"{count(number, noun)} {what}"
-        for number, noun, what in (
-            (messages["mismatched"], "message", "altered"),
-            (messages["unanswered"], "message", "unanswered"),
-            (messages["not_sent"], "message", "not sent"),
-            (connections["failed"], "connection", "not made"),
-            (connections["closed_early"], "connection", "ended early"),
-            (sum(limit["failed"] for limit in document["thresholds"]), "threshold", "crossed"),
-        )
-        if number
-    ]
-    checked = CHECKED.get(load["verify"], "what they hold was not checked")
-    came = f"{count(echoed, 'message')}, {count(document['bytes']['received'], 'byte')}, came back; {checked}. "
-    return tone, headline, came * bool(echoed) + f"{', '.join(troubles)}." * bool(troubles)
-
-
 def page(document: dict[str, Any]) -> str:
     """Return the page of one run's result document, to be written as UTF-8."""
     tone, headline, story = verdict(document)
@@ -327,9 +291,10 @@ def page(document: dict[str, Any]) -> str:
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{headline}: {target}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>",
+            f"<title>{escape(headline)}: {target}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>",
             f'<p class="soft">Echo test of <strong>{target}</strong>, <time datetime="{moment}">{started}</time></p>',
-            f'<h1><span class="mark {tone}" aria-hidden="true">{MARKS[tone]}</span>{headline}</h1>\n<p>{story}</p>',
+            f'<h1><span class="mark {tone}" aria-hidden="true">{MARKS[tone]}</span>{escape(headline)}</h1>',
+            f"<p>{escape(story[:1].upper() + story[1:])}.</p>",
             f'<p class="note">{note}</p>' if generator["limited"] else "",
             key_figures(document),
             f'<p class="soft">{MODELS[model]}</p>',

@@ -16,6 +16,7 @@ from typing import Any
 
 from echopair.measure.document import Document
 from echopair.measure.hgrm import bucket_width
+from echopair.measure.verdict import POOR, verdict
 from echopair.text import count, duration, size
 
 BOLD, RED, DIM, PLAIN = "\x1b[1m", "\x1b[1;31m", "\x1b[2m", "\x1b[m"  # ECMA-48 8.3.117, SGR
@@ -26,12 +27,6 @@ ROWS = 13  # of the histogram, besides the one for what lies beyond
 PER_DECADE = 100  # rows at most; buckets are 0.78 % wide, a row must not be narrower
 BEYOND = 0.999  # the share of the values that the rows are cut for; a few outliers must not squeeze the rest
 NAMES = {"response": "response", "service": "service", "connect": "connect", "schedule_lag": "schedule lag"}
-CHECKED = {
-    "full": "Every byte came back",
-    "length": "Every message came back at its length",
-    "none": "Every message was answered, unchecked",
-}
-SIGNALS = {130: "SIGINT", 143: "SIGTERM"}
 
 
 def report(document: Document, *, width: int = 80, colour: bool = False, encoding: str | None = "utf-8") -> str:
@@ -65,8 +60,8 @@ class _Page:
         if generator["limited"]:
             why = f": {generator['reason']}" if generator["reason"] else ""
             self._say(f"The client was the bottleneck{why}. The server may well be faster than this.", BOLD)
-        good, text = verdict(document)
-        self._say(text, BOLD if good else RED)
+        found = verdict(document)
+        self._say(str(found), RED if found.tone == POOR else BOLD)
 
     def facts(self, document: Document) -> None:
         """Say what was asked for and how much there was of it."""
@@ -163,37 +158,6 @@ class _Page:
         return (EIGHTHS[-1] * full + (EIGHTHS[part - 1] if part else "")).ljust(width)
 
 
-def verdict(document: Document) -> tuple[bool, str]:
-    """Return whether nothing failed, and a sentence or two on whether every byte came back, and what failed."""
-    messages, connections, status = document["messages"], document["connections"], document["exit_status"]
-    failures = [
-        f"{count(number, noun)} {what}"
-        for number, noun, what in (
-            (connections["failed"], "connection", "could not be made"),
-            (connections["closed_early"], "connection", "ended early"),
-            (messages["mismatched"], "message", "came back altered"),
-            (messages["unanswered"], "message", "did not come back"),
-            (messages["not_sent"], "message", "could not be sent"),
-        )
-        if number
-    ]
-    crossed = [threshold["expression"] for threshold in document["thresholds"] if threshold["failed"]]
-    amount = f"{count(messages['echoed'], 'message')}, {size(document['bytes']['received'])}"
-    came = f"{amount} came back" if messages["echoed"] else "nothing came back"
-    if status in SIGNALS:
-        wrong = bool(document["errors"])
-        story = f"Interrupted by {SIGNALS[status]} after {duration(document['duration_s'])}: {came}"
-        return not (wrong or crossed), story + (f"; {', '.join(failures)}." if failures else ".")
-    if failures or document["errors"] or status not in (0, 99):
-        story = ", ".join(failures) or ", ".join(f"{each['phase']}: {each['error']}" for each in document["errors"])
-        return False, f"Failed: {story or f'exit status {status}'}; {came}."
-    checked = CHECKED.get(document["load"]["verify"], "Every message was answered")
-    every = f"{checked}: {amount}" if messages["echoed"] else "No message was sent"
-    if crossed or status:
-        return False, f"{every}, but the run failed for {', '.join(crossed) or 'a threshold'}."
-    return True, f"{every}."
-
-
 def sparkline(values: Sequence[float], width: int) -> str:
     """Return the course of `values` from 0 up to the largest, in at most `width` characters, each a mean if need be."""
     width = min(width, len(values))
@@ -209,7 +173,7 @@ def _facts(document: Document) -> Iterator[tuple[str, str]]:
     asked = f" of {load['rate']:,.0f} asked for" if load["rate"] else ""
     yield "rate", f"{rates['messages_per_s']:,.0f} messages/s{asked}, {size(rates['bytes_per_s'])}/s"
     yield "messages", f"{messages['sent']:,} sent, {messages['echoed']:,} came back"
-    yield "bytes", f"{size(data['sent'])} sent, {size(data['received'])} received"
+    yield "bytes", f"{data['sent']:,} sent, {data['received']:,} received ({size(data['received'])})"
     lost = f", {connections['closed_early']:,} ended early" if connections["closed_early"] else ""
     yield "connections", f"{connections['established']:,} of {connections['attempted']:,} made{lost}"
     flight = f", {load['pipeline']} in flight on each" if load["pipeline"] is not None else ""

@@ -1,0 +1,200 @@
+"""The options of `echo-client`, read and checked against one another."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+
+from echopair.address import parse_port, split_host_port
+from echopair.cli import options
+from echopair.cli.command import raise_descriptor_limit
+from echopair.client.echo import CONNECT_TIMEOUT, TIMEOUT
+from echopair.client.session import FULL, LENGTH, NONE
+
+EXAMPLES = """\
+examples:
+  echo-client                         two messages to localhost:12345 and back
+  echo-client --conns 2 -m hello      say hello on two connections
+  echo-client -c 50 -n 100k -s 4K     100,000 messages of 4 KiB, 50 connections
+  echo-client -c 50 -d 10s -r 20k     20,000 messages/s for 10 s: honest latency
+  echo-client -d 5s --fail-if 'p99>20ms' --report run.html
+  echo-client [::1]:7 - <in >out      send a file, write what comes back
+  echo-client --loopback --conns 2    serve myself: no server needed"""
+
+MESSAGES = ["Message 1 from client.", "Message 2 from client."]
+PERCENTILES = "50,90,99,99.9"
+DESCRIPTORS_APART = 16  # needed beside those of connections: standard streams, the selector, the loop's own
+
+# What only a generated load has; to ask for one of these is to ask for such a load.
+MEASURED = {
+    "size": "-s",
+    "count": "-n",
+    "seed": "--seed",
+    "duration": "-d",
+    "rate": "-r",
+    "warmup": "--warmup",
+    "connect_rate": "--connect-rate",
+    "reconnect_every": "--reconnect-every",
+    "start_at": "--start-at",
+    "percentiles": "--percentiles",
+    "interval": "-i",
+    "json": "--json",
+    "json_lines": "--json-lines",
+    "output": "-o",
+    "hdr": "--hdr",
+    "report": "--report",
+    "fail_if": "--fail-if",
+}
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options, with what was left out filled in; `measured` says whether they ask for a load.
+
+    Raises UsageError.
+    """
+    args = parser().parse(argv, os.environ)
+    asked = [option for name, option in MEASURED.items() if getattr(args, name) not in (None, False)]
+    args.measured = bool(asked)
+    if args.merge:
+        _check_merge(args)
+    else:
+        _check_target(args)
+        _check_contents(args, asked)
+        _check_load(args)
+    args.percentiles = args.percentiles or options.percentiles(PERCENTILES)
+    return args
+
+
+def _check_merge(args: argparse.Namespace) -> None:
+    if args.target or args.message or args.pipe or args.loopback:
+        raise options.UsageError("--merge reads results: leave out what to connect to and what to send")
+
+
+def _check_target(args: argparse.Namespace) -> None:
+    if args.target and args.loopback:
+        raise options.UsageError(f"--loopback serves itself: leave {args.target} out")
+    try:
+        host, port = split_host_port(args.target or "")
+    except ValueError as error:
+        raise options.UsageError(str(error)) from None
+    args.host = host or args.host
+    args.port = args.port if port is None else port
+    if args.port == 0 and not args.loopback:
+        raise options.UsageError("port 0 cannot be connected to: give the port that the server listens on")
+    needed = args.conns * (1 + args.loopback) + DESCRIPTORS_APART
+    limit = raise_descriptor_limit()
+    if needed > limit:
+        raise options.UsageError(
+            f"--conns {args.conns:,} needs {needed:,} descriptors, and this process may have {limit:,}: "
+            "raise that with ulimit -n, or ask for fewer"
+        )
+
+
+def _check_contents(args: argparse.Namespace, asked: Sequence[str]) -> None:
+    generating = ", ".join(asked)
+    if args.pipe and (asked or args.message or args.conns > 1):
+        others = [*asked, *["-m"] * bool(args.message), *["-c"] * (args.conns > 1)]
+        raise options.UsageError(f"- sends standard input on one connection: leave out {', '.join(others)}")
+    if args.message and asked:
+        raise options.UsageError(f"-m says what to send, {generating} generate it: leave out one or the other")
+    if args.message and not all(args.message):
+        raise options.UsageError("-m: an empty message has no byte to come back")
+    if args.pipe and (sys.stdin is None or sys.stdout is None):
+        raise options.UsageError("- needs standard input and standard output, and one is closed")
+    args.message = args.message or MESSAGES
+
+
+def _check_load(args: argparse.Namespace) -> None:
+    if args.rate and args.duration is None and args.count is None:
+        raise options.UsageError("-r needs an end: give -d (a duration) or -n (a number of messages)")
+    if args.start_at is not None and args.start_at < time.time():
+        raise options.UsageError("--start-at has passed: give a moment to come")
+    for name in ("warmup", "interval"):
+        if getattr(args, name) == float("inf"):
+            raise options.UsageError(f"--{name} never would leave nothing to report: give a time")
+    if args.json and args.json_lines:
+        raise options.UsageError("--json prints one document and --json-lines many: leave out one")
+    args.size = args.size or 1024
+    if args.duration is None:
+        args.count = args.count or args.conns
+    args.seed = secrets.randbits(32) if args.seed is None else args.seed
+
+
+def parser() -> options.Parser:
+    """Return the parser of the command line."""
+    # fmt: off
+    parser = options.Parser(
+        "echo-client",
+        "Send bytes to an echo server and check that exactly those bytes come back.\n\n"
+        "It shows a conversation; asked for a load (-s -n -d -r) or a report, it sends\n"
+        "generated messages, times them and reports.",
+        EXAMPLES,
+    )
+    group = parser.add_argument_group("where to connect")
+    add = group.add_argument
+    add("target", metavar="HOST:PORT", nargs="?", help="the server; [IPV6]:PORT for an IPv6 address")
+    add("--host", type=options.host, default="localhost", help="the server's name or address")
+    add("-p", "--port", type=options.checked(parse_port), default=12345, help="its port")
+    options.add_family(group)
+    add("--loopback", action="store_true", help="serve myself: an echo server in this process, on a free port")
+    add("--wait", metavar="S", type=options.duration(), default="0s",
+        help="keep trying to connect for so long, until the server is up")
+
+    add = parser.add_argument_group("what to send").add_argument
+    add("-c", "--conns", metavar="N", type=options.count(1), default=1, help="connections at once")
+    add("-m", "--message", metavar="TEXT", action=options.Collect,
+        help="say this on every connection; may be repeated (default: two short ones)")
+    add("-s", "--size", metavar="BYTES", type=options.size(1), help="generate messages of this size (default: 1K)")
+    add("-n", "--count", metavar="N", type=options.count(1),
+        help="generate N messages in all, shared out over the connections (default: one on each)")
+    add("--seed", metavar="N", type=options.count(), help="generate these (default: at random, and printed)")
+    add("-w", "--pipeline", metavar="N", type=options.count(1), default=1, help="messages in flight on a connection")
+    add("-", dest="pipe", action="store_true", help="send standard input, write the echo to standard output")
+
+    add = parser.add_argument_group("how long, how fast").add_argument
+    add("-d", "--duration", metavar="S", type=options.duration(0.001),
+        help="send for so long; a broken connection is replaced")
+    add("-r", "--rate", metavar="N", type=options.rate(),
+        help="open loop: N messages a second in all, each due at a time fixed in advance "
+             "(default: closed loop, the next message after the last one's echo)")
+    add("--warmup", metavar="S", type=options.duration(), help="first send so long without measuring (default: 0s)")
+    add("--start-at", metavar="TIME", type=options.moment,
+        help="begin at this moment, once connected: 2026-01-31T12:00:00Z, or @SECONDS of the epoch (default: at once)")
+    add("--connect-rate", metavar="N", type=options.rate(), help="begin N connections a second (default: all at once)")
+    add("--reconnect-every", metavar="N", type=options.count(1),
+        help="close and connect anew after N messages; 1 is connect, echo, close (default: never)")
+
+    add = parser.add_argument_group("what to check").add_argument
+    add("--verify", metavar="WHAT", choices=[FULL, LENGTH, NONE], default=FULL,
+        help="full: every byte; length: how many come back; none: nothing")
+    add("--timeout", metavar="S", type=options.duration(0.001), default=f"{TIMEOUT:g}s",
+        help="fail a connection on which no byte moves for so long")
+    add("--connect-timeout", metavar="S", type=options.duration(0.001), default=f"{CONNECT_TIMEOUT:g}s",
+        help="give up connecting to an address after so long")
+    add("--fail-if", metavar="EXPR", action=options.Collect, type=options.checked(_threshold),
+        help="exit with 99 if it holds, like 'p99>20ms', 'errors>0.1%%', 'rate<1000', 'connect.p50>5ms'; "
+             "may be repeated")
+
+    add = parser.add_argument_group("what to report").add_argument
+    add("--percentiles", metavar="LIST", type=options.percentiles, help=f"of latencies (default: {PERCENTILES})")
+    add("-i", "--interval", metavar="S", type=options.duration(0.01),
+        help="a line on standard error each S (default: no lines, intervals of 1s in JSON and page)")
+    add("--no-progress", action="store_true", help="no live meter on a terminal")
+    add("-J", "--json", action="store_true", help="print the result as one JSON document instead of text")
+    add("--json-lines", action="store_true", help="print events as they happen, each a line of JSON")
+    add("-o", "--output", metavar="FILE", help="write the JSON document to FILE, too")
+    add("--hdr", metavar="FILE", help="write the response times to FILE, for HdrHistogram's plotter (.hgrm)")
+    add("--report", metavar="FILE", help="write a page for people to FILE (.html)")
+    add("--merge", metavar="FILE", nargs="+", help="add up JSON documents of several runs, and report that")
+    # fmt: on
+    return parser
+
+
+def _threshold(text: str) -> object:
+    from echopair.measure.threshold import Threshold
+
+    return Threshold.parse(text)

@@ -1,0 +1,169 @@
+"""A measured run of the client: the load, what is told while it goes on, and its result."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from echopair import __version__
+from echopair.address import Address, AddressError, format_address
+from echopair.cli.command import FAILED, OK, Output
+from echopair.cli.meter import Lines, Meter, Progress
+from echopair.cli.reaching import Reach
+from echopair.cli.results import Results
+from echopair.client.load import Load, Plan, Watcher
+from echopair.client.session import Failure
+from echopair.loop import EventLoop
+from echopair.measure.document import Document
+from echopair.measure.tally import Tally
+
+
+def measure(args: argparse.Namespace, output: Output) -> int:
+    """Run the load that was asked for, tell its result, and return the exit status."""
+    results = Results(args, output)
+    with EventLoop() as loop:
+        run = Run(loop, args, output)
+        output.failed = run.stop
+        try:
+            run.reach.run(run.begin, run.stop)
+        except AddressError as error:
+            if not results.for_programs:
+                raise
+            run.tally.fail("resolve", "unresolved", str(error))
+    return results.tell(run.document())
+
+
+class Run(Watcher):
+    """One load, watched: what it tells is passed on, and its result document made at the end."""
+
+    def __init__(self, loop: EventLoop, args: argparse.Namespace, output: Output) -> None:
+        self.reach = Reach(loop, args)
+        self._loop = loop
+        self._args = args
+        self._output = output
+        self._load: Load | None = None
+        self._no_load = Tally(open_loop=args.rate is not None)  # while there is none
+        self._began = time.time()  # by the wall clock
+        self._busy_from = self._busy = self._took = 0.0  # seconds of CPU, and of the clock
+        self._told: set[tuple[str, str]] = set()  # kinds of failures, in this interval
+        self._progress = self._choose_progress()
+
+    @property
+    def tally(self) -> Tally:
+        """The counts of the run."""
+        return self._load.tally if self._load else self._no_load
+
+    def begin(self, addresses: list[Address]) -> None:
+        """Start the load against these addresses."""
+        start_at = self._args.start_at
+        if start_at is not None:
+            start_at += self._loop.clock() - time.time()
+        plan = Plan(
+            **{name: getattr(self._args, name) for name in LOAD_OPTIONS if getattr(self._args, name) is not None},
+            start_at=start_at,
+        )
+        self._event("start", {"target": self._target(), "load": self._asked()})
+        self._load = Load(self._loop, addresses, plan, self)
+        self._progress.start(self._loop, self._load)
+
+    def stop(self) -> None:
+        """End now."""
+        if self._load:
+            self._load.stop()
+        else:
+            self._loop.stop()
+
+    def load_begun(self) -> None:
+        """Note when, by the clocks that others go by."""
+        self._began = time.time()
+        self._busy_from = time.process_time()
+        self._took = -self._loop.clock()
+
+    def interval_ended(self, interval: Document) -> None:
+        """Pass the interval on."""
+        self._told.clear()
+        self._event("interval", interval)
+        self._progress.interval(interval)
+
+    def load_failed(self, failure: Failure) -> None:
+        """Pass the first failure of a kind in an interval on."""
+        if (failure.phase, failure.error) not in self._told:
+            self._told.add((failure.phase, failure.error))
+            self._event("error", {"phase": failure.phase, "error": failure.error, "example": failure.story})
+
+    def load_over(self) -> None:
+        """Note how busy this process was; from here on it only waits."""
+        if self._took:
+            self._busy = time.process_time() - self._busy_from
+            self._took += self._loop.clock()
+
+    def load_done(self) -> None:
+        """End the run."""
+        self._progress.end()
+        self.reach.done()
+
+    def document(self) -> Document:
+        """Return the result document, but for the thresholds and what they make of the exit status."""
+        seconds = self._load.seconds if self._load else 0.0
+        began = datetime.fromtimestamp(self._began, UTC).replace(tzinfo=None).isoformat(timespec="milliseconds")
+        return {
+            "schema_version": 1,
+            "program": "echo-client",
+            "version": __version__,
+            "target": self._target(),
+            "started_at": f"{began}Z",
+            "duration_s": round(seconds, 6),
+            "exit_status": self.reach.status or (FAILED if self.tally.errors else OK),
+            "load": self._asked(),
+            "generator": self.tally.generator(self._busy, self._took, shared=self._args.loopback),
+            **self.tally.figures(seconds, self._args.percentiles),
+            "thresholds": [],
+        }
+
+    def _target(self) -> str:
+        return "itself (--loopback)" if self._args.loopback else format_address((self._args.host, self._args.port))
+
+    def _asked(self) -> Document:
+        args = self._args
+        return {
+            "model": "closed" if args.rate is None else "open",
+            "connections": args.conns,
+            **{name: getattr(args, name) for name in ("size", "pipeline", "rate", "seed", "verify", "count")},
+            "warmup_s": args.warmup or 0.0,
+            "duration_s": None if args.duration == float("inf") else args.duration,
+            **{name: getattr(args, name) for name in ("connect_rate", "reconnect_every")},
+        }
+
+    def _event(self, event: str, data: Any) -> None:
+        if self._args.json_lines:
+            self._output.line(json.dumps({"event": event, "data": data}, allow_nan=False), flush=True)
+
+    def _choose_progress(self) -> Progress:
+        if self._args.interval is not None:
+            return Lines()
+        if sys.stderr and sys.stderr.isatty() and not self._args.no_progress:
+            return Meter()
+        return Progress()
+
+
+LOAD_OPTIONS = (
+    "conns",
+    "size",
+    "seed",
+    "verify",
+    "pipeline",
+    "count",
+    "duration",
+    "rate",
+    "warmup",
+    "connect_rate",
+    "reconnect_every",
+    "wait",
+    "interval",
+    "timeout",
+    "connect_timeout",
+)

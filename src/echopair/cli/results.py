@@ -1,0 +1,132 @@
+"""Where a result document goes: text or JSON on standard output, and files of several kinds."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+
+from echopair.cli.command import FAILED, INTERRUPTED, OK, TERMINATED, USAGE, Output, complain, wants_colour
+from echopair.cli.options import UsageError
+from echopair.measure.document import Document, loaded
+from echopair.measure.verdict import GOOD, verdict
+from echopair.text import reason
+
+THRESHOLD = 99  # exit status: a --fail-if held
+
+
+class ResultFile:
+    """A file to be written at the end of a run, but opened at its start, lest a long run be in vain."""
+
+    def __init__(self, option: str, path: str) -> None:
+        self._path = path
+        try:
+            self._file = io.FileIO(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666), "w")
+        except OSError as error:
+            raise UsageError(f"{option}: cannot write {path}: {reason(error)}") from None
+
+    def write(self, text: str) -> int:
+        """Replace what the file holds, and return the exit status of that."""
+        data = memoryview(text.encode("utf-8"))
+        try:
+            with self._file as file:
+                if file.seekable():
+                    file.truncate(0)
+                while data:
+                    data = data[file.write(data) :]
+        except OSError as error:
+            return complain("echo-client", f"cannot write {self._path}: {reason(error)}", FAILED)
+        return OK
+
+
+class Results:
+    """What is to be told of a run, and to whom. Raises UsageError for files that cannot be written."""
+
+    def __init__(self, args: argparse.Namespace, output: Output) -> None:
+        self._args = args
+        self._output = output
+        formats: dict[str, tuple[str | None, Callable[[Document], str]]] = {
+            "--output": (args.output, as_json),
+            "--hdr": (args.hdr, _as_hgrm),
+            "--report": (args.report, _as_page),
+        }
+        self._files = [(ResultFile(option, path), text) for option, (path, text) in formats.items() if path]
+
+    @property
+    def for_programs(self) -> bool:
+        """Whether a document is wanted even of a run that never began."""
+        return self._args.json or self._args.json_lines or self._args.output is not None
+
+    def tell(self, document: Document) -> int:
+        """Check the thresholds, write everything that was asked for, and return the exit status."""
+        document["thresholds"] = [threshold.check(document) for threshold in self._args.fail_if or ()]
+        interrupted = document["exit_status"] in (INTERRUPTED, TERMINATED)
+        if any(threshold["failed"] for threshold in document["thresholds"]) and not interrupted:
+            document["exit_status"] = THRESHOLD
+        status: int = document["exit_status"]
+        for file, text in self._files:
+            status = max(status, file.write(text(document)))
+        if self._args.json:
+            self._output.line(as_json(document), flush=True)
+        elif self._args.json_lines:
+            self._output.line(json.dumps({"event": "end", "data": document}, allow_nan=False), flush=True)
+        else:
+            self._output.text(_as_text(document))
+        if self._args.json or self._args.json_lines:
+            found = verdict(document)
+            if found.tone != GOOD:
+                complain("echo-client", str(found), status)
+        return status
+
+
+def merge_files(args: argparse.Namespace, output: Output) -> int:
+    """Tell the sum of the results in the files that --merge names, and return the exit status."""
+    from echopair.measure.merge import merge
+
+    documents = []
+    for path in args.merge:
+        try:
+            with open(path, encoding="utf-8") as file:
+                documents.append(json.load(file))
+        except OSError as error:
+            return complain("echo-client", f"cannot read {path}: {reason(error)}", USAGE)
+        except ValueError as error:  # not JSON, not UTF-8
+            return complain("echo-client", f"{path} is not a result of echo-client: {error}", USAGE)
+    try:
+        document = merge(documents, args.merge)
+    except ValueError as error:
+        return complain("echo-client", str(error), USAGE)
+    return Results(args, output).tell(document)
+
+
+def as_json(document: Document) -> str:
+    """Return the document as JSON, on one line (RFC 8259: neither NaN nor Infinity)."""
+    return json.dumps(document, allow_nan=False)
+
+
+def _as_hgrm(document: Document) -> str:
+    from echopair.measure.hgrm import hgrm
+
+    return hgrm(loaded(document["histograms"]["response"]))
+
+
+def _as_page(document: Document) -> str:
+    from echopair.measure.page import page
+
+    return page(document)
+
+
+def _as_text(document: Document) -> str:
+    from echopair.measure.report import report
+
+    terminal = bool(sys.stdout and sys.stdout.isatty())
+    return report(
+        document,
+        width=min(shutil.get_terminal_size().columns, 100) if terminal else 80,
+        colour=bool(sys.stdout) and wants_colour(sys.stdout),
+        encoding=getattr(sys.stdout, "encoding", None),
+    )

@@ -1,0 +1,377 @@
+"""A load: so many connections, kept up, that send generated messages by a plan; what becomes of them is tallied.
+
+It goes through four stages. First every connection is made; then, if asked for, messages warm the path up; then they
+are measured; at the end what is under way comes back, and the connections close. A connection that breaks is counted,
+and replaced while there is a duration to fill or connections come and go anyway.
+
+A closed loop sends a message when there is room for it in its connection's pipeline, so a slow server is asked less. An
+open loop has a schedule: messages are due at times fixed in advance, and what a stall holds back is sent late and timed
+from when it was due (Gil Tene, "How NOT to Measure Latency"; Schroeder et al., "Open Versus Closed", NSDI 2006).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+from echopair.address import Address
+from echopair.client.echo import CONNECT_TIMEOUT, TIMEOUT, EchoClient
+from echopair.client.measured import ENDLESS, MeasuredSession, Schedule
+from echopair.client.payload import Payload
+from echopair.client.session import FULL, Failure, Session
+from echopair.loop import EventLoop, Timer
+from echopair.measure.document import Document
+from echopair.measure.tally import NS, Tally
+
+CATCH_UP = 1.0  # seconds after the end in which an open loop may still send what was due before it
+RETRY_DELAY = 0.1  # seconds until a broken connection is replaced; doubled each time that fails
+MAX_RETRY_DELAY = 1.0  # seconds
+BROKEN = {"missing", *errno.errorcode.values()}  # what failures are called of connections that ended early
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to send: sizes in bytes, times in seconds, rates a second; None where there is no such limit."""
+
+    conns: int = 1
+    size: int = 1024
+    seed: int = 0
+    verify: str = FULL
+    pipeline: int = 1
+    count: int | None = None  # messages measured, in all
+    duration: float | None = None  # measured
+    rate: float | None = None  # messages due in all: an open loop; None is a closed one
+    warmup: float = 0.0
+    connect_rate: float | None = None  # connections begun
+    reconnect_every: int | None = None  # messages on a connection
+    wait: float = 0.0  # how long connections are tried again until a first one is made
+    start_at: float | None = None  # by the loop's clock, not before which messages are sent
+    interval: float = 1.0
+    timeout: float = TIMEOUT
+    connect_timeout: float = CONNECT_TIMEOUT
+
+
+class Watcher:
+    """What a load tells its owner; each method is called from the loop."""
+
+    def load_begun(self) -> None:
+        """Know that measuring begins now."""
+
+    def interval_ended(self, interval: Document) -> None:
+        """Know the figures of an interval, an entry of a result document's `intervals`."""
+
+    def load_failed(self, failure: Failure) -> None:
+        """Know of one failure."""
+
+    def load_over(self) -> None:
+        """Know that no message will be begun any more; those under way may still come back."""
+
+    def load_done(self) -> None:
+        """Know that nothing is under way any more, and the tally complete."""
+
+
+class Load:
+    """Runs `plan` against the first of `addresses` that answers, fills `tally` and tells `watcher`.
+
+    `began_at` is when measuring began, by the loop's clock; None before that. `stage` says in a word or two what it is
+    at. Raises ValueError for a plan without end.
+    """
+
+    def __init__(self, loop: EventLoop, addresses: Sequence[Address], plan: Plan, watcher: Watcher) -> None:
+        if plan.count is None and plan.duration is None:
+            raise ValueError("a load needs a count of messages or a duration")
+        self.plan = plan
+        self.tally = Tally(open_loop=plan.rate is not None)
+        self.began_at: float | None = None
+        self.stage = "connecting"
+        self.stopped = False
+        self._loop = loop
+        self._watcher = watcher
+        self._client = EchoClient(
+            loop,
+            addresses,
+            ended=self._ended,
+            timeout=plan.timeout,
+            connect_timeout=plan.connect_timeout,
+            wait=plan.wait,
+        )
+        payload = Payload(plan.size, plan.seed, plan.conns)
+        self.sessions = [
+            MeasuredSession(
+                number,
+                iter(()),
+                payload=payload,
+                tally=self.tally,
+                clock=loop.clock,
+                established=self._established,
+                per_connection=plan.reconnect_every or ENDLESS,
+                pieces_per_message=payload.pieces_per_message,
+                pipeline=plan.pipeline,
+                verify=plan.verify,
+                locate=payload.locate,
+            )
+            for number in range(1, plan.conns + 1)
+        ]
+        self._schedule: Schedule | None = None
+        self._next_due = 0  # message of the schedule
+        self._last_due = ENDLESS
+        self._due_before: list[int] = []  # of each session, before measuring
+        self._connected_last = 0  # while messages were begun
+        self._bytes_before = 0  # sent to warm up; as many do not count when they come back
+        self._ends_at = 0.0  # the planned end, or that by `stop()`, once it was reached
+        self._ending = False  # no message becomes due any more
+        self._finished = False
+        self._timers: dict[str, Timer] = {}
+        self._left = plan.conns  # sessions that are not over
+        self._untried = set(self.sessions)  # their first connection is neither made nor failed
+        self._retries: dict[MeasuredSession, Timer] = {}  # those to be connected, at once or later
+        self._failing: dict[MeasuredSession, tuple[float, int]] = {}  # since when, and how often in a row
+        self._next_connect = loop.clock()
+        for session in self.sessions:
+            self._connect(session)
+
+    @property
+    def connected(self) -> int:
+        """How many connections are open."""
+        return len(self._client.open)
+
+    @property
+    def seconds(self) -> float:
+        """How long was measured: to the last echo, or to the planned end or `stop()` where that is later."""
+        if self.began_at is None:
+            return 0.0
+        last = max(session.last_echo for session in self.sessions)
+        return max(last, self._ends_at, self.began_at) - self.began_at
+
+    def stop(self) -> None:
+        """End now; what is under way stays unanswered."""
+        if not self.stopped:
+            self.stopped = True
+            self._ends_at = self._ends_at or self._loop.clock()
+            self._end()
+            self._client.stop()
+
+    # Connections
+
+    def _connect(self, session: MeasuredSession, delay: float = 0.0) -> None:
+        """Connect a session in `delay` seconds, or later where connections may not be begun so fast."""
+        when = self._loop.clock() + delay
+        if self.plan.connect_rate:
+            when = max(when, self._next_connect)
+            self._next_connect = when + 1 / self.plan.connect_rate
+        self._retries[session] = self._loop.call_at(when, partial(self._dial, session))
+
+    def _dial(self, session: MeasuredSession) -> None:
+        del self._retries[session]
+        self.tally.attempted += 1
+        self._client.add(session)
+
+    def _established(self, session: MeasuredSession) -> None:
+        self.tally.established += 1
+        self.tally.connect.record(int(session.connect_seconds * NS))
+        self._tried(session)
+
+    def _ended(self, ended: Session) -> None:
+        session = cast("MeasuredSession", ended)
+        failure, session.failure = session.failure, None
+        if failure:
+            self._count(failure)
+        if failure or not session.exhausted:
+            since, times = self._failing.get(session, (self._loop.now, 0))
+            self._failing[session] = since, times + 1
+            delay = min(RETRY_DELAY * 2**times, MAX_RETRY_DELAY)
+        else:
+            self._failing.pop(session, None)
+            delay = 0.0
+        if self._is_to_be_replaced(session):
+            self._connect(session, delay)
+        else:
+            self._left -= 1
+        self._tried(session)
+        self._loop.call_soon(self._finish_if_over)
+
+    def _count(self, failure: Failure) -> None:
+        self.tally.fail(failure.phase, failure.error, failure.story)
+        if failure.phase == "connect":
+            self.tally.failed += 1
+        elif failure.error in BROKEN:
+            self.tally.closed_early += 1
+        self._watcher.load_failed(failure)
+
+    def _is_to_be_replaced(self, session: MeasuredSession) -> bool:
+        if self._ending or session.begun >= session.limit:
+            return False
+        if self.plan.duration is not None:
+            return True
+        if self.plan.reconnect_every is None:
+            return False
+        since, _ = self._failing.get(session, (self._loop.now, 0))
+        return self._loop.now - since < self.plan.timeout  # for nothing else would end a run whose server has gone
+
+    # Stages
+
+    def _tried(self, session: MeasuredSession) -> None:
+        """Begin once the first connection of every session has been made or has failed."""
+        if self._ending or session not in self._untried:
+            return
+        self._untried.remove(session)
+        if self._untried:
+            return
+        if self.tally.established:
+            self.stage = "waiting to begin"
+            self._at("begin", self.plan.start_at or 0.0, self._warm_up)
+        else:
+            self._end()
+
+    def _at(self, name: str, when: float, callback: Callable[[], object]) -> None:
+        self._timers[name] = self._loop.call_at(when, callback)
+
+    def _warm_up(self) -> None:
+        now = self._loop.clock()
+        if self.plan.rate:
+            self._schedule = Schedule(now, self.plan.rate, self.plan.conns)
+        since = now + self.plan.warmup
+        for session in self.sessions:
+            session.since = since
+            session.schedule = self._schedule
+            session.due = 0 if self._schedule else ENDLESS
+        if self.plan.warmup:
+            self.stage = "warming up"
+            self._at("measure", since, partial(self._measure, since))
+        else:
+            self._measure(since)
+        if self._schedule:
+            self._pace()
+        else:
+            self._go_on()
+
+    def _measure(self, since: float) -> None:
+        self.began_at = since
+        self.stage = "measuring"
+        self._bytes_before, _ = self._client.bytes_moved()
+        if self._schedule:
+            self._release(since, since)
+        self._due_before = [session.due if self._schedule else session.begun for session in self.sessions]
+        if self.plan.count is not None:
+            whole, rest = divmod(self.plan.count, self.plan.conns)
+            self._last_due = self._next_due + self.plan.count
+            for place, (session, before) in enumerate(zip(self.sessions, self._due_before, strict=True)):
+                session.limit = before + whole + ((place - self._next_due) % self.plan.conns < rest)
+        if self.plan.duration is not None:
+            self._at("deadline", since + self.plan.duration, self._deadline)
+        self._at("interval", since + self.plan.interval, self._interval)
+        self._watcher.load_begun()
+        self._go_on()
+
+    def _deadline(self) -> None:
+        """Begin no more messages, but those that an open loop owes: they have a moment to catch up."""
+        assert self.began_at is not None and self.plan.duration is not None  # noqa: PT018, S101 - its timer was set
+        self._ends_at = self.began_at + self.plan.duration
+        if self._schedule:
+            self._release(self._ends_at, self._ends_at)
+        for session in self.sessions:
+            session.limit = min(session.limit, session.due if self._schedule else session.begun)
+        self._end()
+        if self._schedule:
+            self._at("catch up", self._ends_at + CATCH_UP, self._give_up)
+        self._go_on()
+
+    def _give_up(self) -> None:
+        """Leave what was due and could not be sent."""
+        for session, before in zip(self.sessions, self._due_before, strict=True):
+            self.tally.not_sent += max(session.limit - max(session.begun, before), 0)
+            session.limit = session.begun
+        self._go_on()
+
+    def _end(self) -> None:
+        """Connect no more; sessions that have a connection end by themselves."""
+        if self._ending:
+            return
+        self._ending = True
+        self.stage = "finishing"
+        self._connected_last = self.connected
+        for name in ("begin", "measure", "pace", "deadline", "interval"):
+            self._cancel(name)
+        self._left -= len(self._retries)
+        for timer in self._retries.values():
+            timer.cancel()
+        self._retries.clear()
+        for session in self.sessions:
+            self.tally.attempted -= self._client.stop_dialling(session)
+        self._watcher.load_over()
+        self._loop.call_soon(self._finish_if_over)
+
+    def _cancel(self, name: str) -> None:
+        timer = self._timers.pop(name, None)
+        if timer:
+            timer.cancel()
+
+    def _finish_if_over(self) -> None:
+        if self._left or self._finished:
+            return
+        self._finished = True
+        self._end()
+        self._cancel("catch up")
+        for session in self.sessions:
+            self.tally.not_sent += self._not_sent(session)
+        sent, received = self._client.bytes_moved()
+        self.tally.bytes_sent = sent - self._bytes_before
+        self.tally.bytes_received = max(received - self._bytes_before, 0)
+        if self.began_at is not None:
+            self._watcher.interval_ended(self._end_interval(self.seconds))
+        self._watcher.load_done()
+
+    def _not_sent(self, session: MeasuredSession) -> int:
+        """Return how many messages a session should have sent and did not: those due or, of a count, those missing."""
+        if self.stopped or session.limit == ENDLESS:
+            owed = min(session.due, session.limit) if self._schedule else 0
+        else:
+            owed = session.limit
+        return max(owed - max(session.begun, self._due_before[session.number - 1] if self._due_before else 0), 0)
+
+    # Messages and intervals
+
+    def _go_on(self) -> None:
+        for session in self.sessions:
+            session.go_on()
+
+    def _pace(self) -> None:
+        """Send what is due by now, and come back when the next message is."""
+        end = float("inf")
+        if self.began_at is not None and self.plan.duration is not None:
+            end = self.began_at + self.plan.duration
+        due = self._release(self._loop.clock(), end)
+        if due < end and self._next_due < self._last_due:
+            self._at("pace", due, self._pace)
+
+    def _release(self, now: float, end: float) -> float:
+        """Send what is due by `now`, and before `end`, as far as there is room; return when the next message is due.
+
+        How late we come to that is our own share of its response time, the schedule lag.
+        """
+        assert self._schedule is not None  # noqa: S101 - only an open loop is paced
+        while (due := self._schedule.due(self._next_due)) <= now and due < end and self._next_due < self._last_due:
+            session = self.sessions[self._next_due % self.plan.conns]
+            if due >= session.since:
+                self.tally.schedule_lag.record(int((self._loop.clock() - due) * NS))
+            self._next_due += 1
+            session.due += 1
+            session.go_on()
+        return due
+
+    def _interval(self) -> None:
+        assert self.began_at is not None  # noqa: S101 - its timer was set
+        at = self._loop.clock() - self.began_at
+        width = self.plan.interval
+        left = None if self.plan.duration is None else self.plan.duration - at
+        if left is None or left > width / 2:  # the last one takes in what comes back after the end
+            self._watcher.interval_ended(self._end_interval(at))
+        self._at("interval", self.began_at + (at // width + 1) * width, self._interval)
+
+    def _end_interval(self, at: float) -> Document:
+        connections = self._connected_last if self._ending else self.connected
+        received = max(self._client.bytes_moved()[1] - self._bytes_before, 0)
+        return self.tally.end_interval(at, received, connections)

@@ -1,0 +1,136 @@
+"""One place of a load: a session that is timed, on one connection after another.
+
+It says when it begins a message and when that has come back, and counts both in the run's tally. A message is due when
+the schedule says (an open loop) or when the pipeline has room for it (a closed loop); response time runs from then on,
+service time from the moment the message is handed to the kernel. Of a message in flight two moments are kept, of others
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from echopair.client.payload import Payload
+from echopair.client.session import EMPTY, Session
+from echopair.client.tcpinfo import kernel_figures
+from echopair.connection import Connection
+from echopair.measure.tally import NS, Tally
+
+ENDLESS = 1 << 62  # messages; more than any run sends
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When messages are due in an open loop: number `k`, from 0, of all connections, `k / rate` seconds after `begin`.
+
+    They go round the connections, so that each has its own fixed times, whatever becomes of the others.
+    """
+
+    begin: float
+    rate: float
+    conns: int
+
+    def due(self, message: int) -> float:
+        """Return when message number `message` of all is due."""
+        return self.begin + message / self.rate
+
+
+@dataclass(slots=True, eq=False)
+class MeasuredSession(Session):
+    """Sends messages of `payload`, as many as are due and `limit` allows, and tallies what becomes of them.
+
+    `begun` counts the messages of all its connections, as do `due` and `limit`; `per_connection` ends each connection
+    after so many. Messages due before `since`, by `clock`, warm up: they are not counted.
+    """
+
+    payload: Payload = field(kw_only=True)
+    tally: Tally = field(kw_only=True)
+    clock: Callable[[], float] = field(kw_only=True)
+    established: Callable[[MeasuredSession], object] = field(kw_only=True)
+    per_connection: int = ENDLESS
+    schedule: Schedule | None = None
+    since: float = float("inf")
+    begun: int = 0
+    due: int = 0
+    limit: int = ENDLESS
+    live: bool = False  # connected
+    in_flight: deque[tuple[float, float]] = field(default_factory=deque)  # when due, when handed to the kernel
+    last_echo: float = 0.0
+    _first: int = 0  # message of this connection
+
+    def start(self, connection: Connection) -> None:
+        """Begin on a new connection, whatever became of the last one."""
+        self.outstanding.clear()
+        self.in_flight.clear()
+        self.matched = self.echoed = self.pieces_sent = self.pieces_echoed = 0
+        self.unsent = EMPTY
+        self.failure = None
+        self._first = self.begun
+        self.pieces = self.payload.pieces(self.number, first=self.begun)
+        self.live = True
+        self.connection = connection
+        self.established(self)
+        Session.start(self, connection)  # super() does not know a class that slots made anew
+
+    def go_on(self) -> None:
+        """Send what is allowed now, or half-close if it was all; without a connection, nothing."""
+        if self.live and not self.connection.closed:
+            self.send_more(self.connection)
+
+    def send_more(self, connection: Connection) -> None:
+        """Send what is due and what the pipeline and the kernel have room for; half-close when it was all."""
+        between = not self.unsent and self.pieces_sent % self.pieces_per_message == 0
+        self.exhausted = between and self.begun >= min(self.limit, self._first + self.per_connection)
+        Session.send_more(self, connection)
+
+    def messages_allowed(self) -> int:
+        """Return how many messages may have been sent by now on this connection."""
+        here = min(self.due, self.limit) - self._first
+        return min(here, self.per_connection, self.messages_echoed + self.pipeline)
+
+    def send_piece(self, connection: Connection, piece: bytes) -> None:
+        """Send one piece, and time it if a message begins with it."""
+        if self.pieces_sent % self.pieces_per_message == 0:
+            now = due = self.clock()
+            if self.schedule:
+                due = self.schedule.due(self.number - 1 + self.begun * self.schedule.conns)
+            self.begun += 1
+            self.in_flight.append((due, now))
+            if due >= self.since:
+                self.tally.sent += 1
+        Session.send_piece(self, connection, piece)
+
+    def piece_echoed(self) -> None:
+        """Let go of the piece that has come back, and time it if a message ends with it."""
+        Session.piece_echoed(self)
+        if self.pieces_echoed % self.pieces_per_message:
+            return
+        self.last_echo = now = self.clock()
+        due, handed_over = self.in_flight.popleft()
+        if due >= self.since:
+            self.tally.recent.record(int((now - due) * NS))
+            if self.schedule:
+                self.tally.service.record(int((now - handed_over) * NS))
+
+    def silent(self, timeout: float) -> None:
+        """Fail, unless it is our turn: no message is due, or none may be sent yet."""
+        if self.outstanding or self.connection.outbound or self.connection.eof_sent:
+            Session.silent(self, timeout)
+
+    def closing(self, connection: Connection) -> None:
+        """Ask the kernel how the connection was."""
+        figures = kernel_figures(connection.sock)
+        if figures:
+            self.tally.tcp(*figures)
+
+    def finish(self) -> None:
+        """Count what did not come back, and tell the owner."""
+        self.live = False
+        lost = sum(due >= self.since for due, _ in self.in_flight)
+        if lost and self.failure and self.failure.error == "mismatch":
+            self.tally.mismatched += 1
+            lost -= 1
+        self.tally.unanswered += lost
+        Session.finish(self)

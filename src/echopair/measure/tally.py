@@ -1,0 +1,149 @@
+"""What a run counts while it goes on: messages, connections, bytes, times, errors; and the intervals it falls into.
+
+Pure: whoever measures says how long a thing took and when an interval ends. Nothing is kept a message: a time goes into
+a histogram at once, that of the current interval, which at the interval's end is added to that of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from echopair.measure.document import NS_PER_US, Document, dumped, summary
+from echopair.measure.histogram import Histogram
+
+NS = 1_000_000_000  # nanoseconds a second
+INTERVAL_PERCENTS = (50, 99)
+BUSY = 95.0  # per cent of one processor; from there on a client is measured, not a server
+TELLING = 0.1  # seconds; CPU time comes in ticks of up to 10 ms
+LATE = 5_000_000  # nanoseconds; more is not the 1 ms of a coarse timer, but a client that cannot follow
+
+
+@dataclass(slots=True)
+class ErrorCount:
+    """How often a phase failed for a cause, and the first story told of it."""
+
+    example: str
+    count: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Tally:
+    """The counts of one run. `open_loop` says whether messages are due by a schedule."""
+
+    open_loop: bool = False
+    sent: int = 0
+    mismatched: int = 0
+    unanswered: int = 0
+    not_sent: int = 0
+    attempted: int = 0
+    established: int = 0
+    failed: int = 0
+    closed_early: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    errors: dict[tuple[str, str], ErrorCount] = field(default_factory=dict)
+    intervals: list[Document] = field(default_factory=list)
+    recent: Histogram = field(default_factory=Histogram)  # response times of the current interval
+    service: Histogram = field(default_factory=Histogram)  # in a closed loop nothing, for it is the response time
+    schedule_lag: Histogram = field(default_factory=Histogram)
+    connect: Histogram = field(default_factory=Histogram)
+    _response: Histogram = field(default_factory=Histogram)  # of the intervals that have ended
+    _interval_from: float = 0.0
+    _seen: tuple[int, int] = (0, 0)  # bytes and errors up to there
+    _round_trips: int = 0  # microseconds, the sum over `_measured` connections
+    _measured: int = 0
+    _retransmits: int = 0
+
+    @property
+    def echoed(self) -> int:
+        """How many messages came back."""
+        return self._response.count + self.recent.count
+
+    @property
+    def error_count(self) -> int:
+        """How many things failed."""
+        return sum(error.count for error in self.errors.values())
+
+    def fail(self, phase: str, error: str, story: str) -> None:
+        """Count one failure."""
+        self.errors.setdefault((phase, error), ErrorCount(story)).count += 1
+
+    def tcp(self, round_trip_us: int, retransmits: int) -> None:
+        """Add what the kernel says of a connection that ends (tcp(7), TCP_INFO)."""
+        self._round_trips += round_trip_us
+        self._measured += 1
+        self._retransmits += retransmits
+
+    def end_interval(self, at: float, bytes_received: int, connections: int) -> Document:
+        """End the interval, `at` seconds after the start, and return its entry for the document."""
+        ended, self.recent = self.recent, Histogram()
+        self._response.merge(ended)
+        data, errors = self._seen
+        self._seen = bytes_received, self.error_count
+        some = ended.count > 0
+        percentiles = {str(p): (ended.percentile(p) or 0) / NS_PER_US if some else None for p in INTERVAL_PERCENTS}
+        interval = {
+            "at_s": round(at, 3),
+            "duration_s": round(max(at - self._interval_from, 0.0), 3),
+            "messages": ended.count,
+            "bytes": max(bytes_received - data, 0),
+            "errors": self.error_count - errors,
+            "connections": connections,
+            "response_us": {**percentiles, "max": ended.max / NS_PER_US if some else None},
+        }
+        self._interval_from = at
+        self.intervals.append(interval)
+        return interval
+
+    def generator(self, busy: float, seconds: float, *, shared: bool) -> Document:
+        """Return whether the client was the bottleneck, and why; `shared` says that the server is in this process.
+
+        It was busy for `busy` seconds of CPU in `seconds` of the run; in too short a time that tells nothing.
+        """
+        cpu_percent = min(100 * busy / seconds, 100.0) if seconds >= TELLING else None
+        late = self.schedule_lag.percentile(99) or 0
+        reasons = []
+        if cpu_percent is not None and cpu_percent >= BUSY:
+            reasons.append(f"its CPU was {cpu_percent:.0f} % busy" + (", with the server in it (--loopback)" * shared))
+        if late >= LATE:
+            reasons.append(f"it was {late / 1e6:.1f} ms behind its own schedule (p99)")
+        return {
+            "cpu_percent": None if cpu_percent is None else round(cpu_percent, 1),
+            "limited": bool(reasons),
+            "reason": " and ".join(reasons) or None,
+        }
+
+    def figures(self, seconds: float, percents: Iterable[str]) -> Document:
+        """Return what a result document says of these counts, for a run that took so many seconds."""
+        percents = tuple(percents)
+        self._response.merge(self.recent)
+        self.recent = Histogram()
+        histograms = {
+            "response": self._response,
+            "service": self.service if self.open_loop else self._response,
+            "connect": self.connect,
+            "schedule_lag": self.schedule_lag if self.open_loop else None,
+        }
+        counts = {
+            "connections": ("attempted", "established", "failed", "closed_early"),
+            "messages": ("sent", "echoed", "mismatched", "unanswered", "not_sent"),
+        }
+        return {
+            **{what: {name: getattr(self, name) for name in names} for what, names in counts.items()},
+            "bytes": {"sent": self.bytes_sent, "received": self.bytes_received},
+            "throughput": {
+                "messages_per_s": round(self.echoed / seconds, 3) if seconds else 0.0,
+                "bytes_per_s": round(self.bytes_received / seconds, 3) if seconds else 0.0,
+            },
+            "latency_us": {name: each and summary(each, percents) for name, each in histograms.items()},
+            "histograms": {name: each and dumped(each) for name, each in histograms.items()},
+            "intervals": self.intervals,
+            "tcp": {"rtt_us": round(self._round_trips / self._measured, 3), "retransmits": self._retransmits}
+            if self._measured
+            else None,
+            "errors": [
+                {"phase": phase, "error": name, "count": error.count, "example": error.example}
+                for (phase, name), error in self.errors.items()
+            ],
+        }

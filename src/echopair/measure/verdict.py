@@ -1,0 +1,79 @@
+"""What became of a run, in words: the one verdict that the text report, the page and the commands pass on a document.
+
+Pure. First whether every byte came back, then how much that was, then what failed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from echopair.measure.document import Document
+from echopair.text import count, duration, size
+
+GOOD, FAIR, POOR = "good", "fair", "poor"
+CHECKED = {
+    "full": "Every byte came back",
+    "length": "Every message came back at its length",
+    "none": "Every message was answered, unchecked",
+}
+SIGNALS = {130: "SIGINT", 143: "SIGTERM"}
+
+
+class Verdict(NamedTuple):
+    """How well it went (GOOD, FAIR, POOR), the headline, and the figures behind it as a sentence without its stop."""
+
+    tone: str
+    headline: str
+    story: str
+
+    def __str__(self) -> str:
+        return f"{self.headline}: {self.story}."
+
+
+def verdict(document: Document) -> Verdict:
+    """Return the verdict on a result document."""
+    messages, status, load = document["messages"], document["exit_status"], document["load"]
+    every = CHECKED.get(load["verify"], "Every message was answered")
+    troubles = _troubles(document)
+    crossed = [threshold["expression"] for threshold in document["thresholds"] if threshold["failed"]]
+    if crossed:
+        troubles.append(f"failed for {', '.join(crossed)}")
+    signal = SIGNALS.get(status)
+    tone, headline = next(
+        (tone, headline)
+        for holds, tone, headline in (
+            (messages["mismatched"], POOR, "Not every byte came back intact"),
+            (signal and document["errors"], POOR, f"Failed, and interrupted by {signal}"),
+            (signal, FAIR, f"Interrupted by {signal} after {duration(document['duration_s'])}"),
+            (not messages["echoed"] and (document["errors"] or status == 1), POOR, "Failed"),
+            (messages["unanswered"], POOR, "Not every byte came back"),
+            (status == 99 and not document["errors"], POOR, f"{every}, but a threshold was crossed"),
+            (status or document["errors"], POOR, f"{every}, but not all went well"),
+            (not messages["echoed"], FAIR, "No message was sent"),
+            (messages["not_sent"], FAIR, f"{every}, but not all were sent in time"),
+            (True, GOOD, every),
+        )
+        if holds
+    )
+    came = "nothing came back"
+    if messages["echoed"]:
+        came = f"{count(messages['echoed'], 'message')}, {size(document['bytes']['received'])}"
+    return Verdict(tone, headline, "; ".join([came, *([", ".join(troubles)] if troubles else [])]))
+
+
+def _troubles(document: Document) -> list[str]:
+    """Return what failed and how often."""
+    messages, connections, rate = document["messages"], document["connections"], document["load"]["rate"]
+    late = f" ({duration(messages['not_sent'] / rate)} of its schedule)" if rate and messages["not_sent"] else ""
+    troubles = [
+        f"{count(number, noun)} {what}"
+        for number, noun, what in (
+            (connections["failed"], "connection", "could not be made"),
+            (connections["closed_early"], "connection", "ended early"),
+            (messages["mismatched"], "message", "came back altered"),
+            (messages["unanswered"], "message", "did not come back"),
+            (messages["not_sent"], "message", f"could not be sent{late}"),
+        )
+        if number
+    ]
+    return troubles or [f"{error['phase']}: {error['error']}" for error in document["errors"]]
