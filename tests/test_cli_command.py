@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import logging
 import os
+import pty
 import re
 import resource
+import struct
 import sys
+import termios
 import time
 from collections.abc import Iterator
 
@@ -175,6 +179,49 @@ def test_a_log_that_nobody_reads_keeps_nobody_waiting_and_counts_what_it_left_ou
     os.close(anew)
     assert re.fullmatch(rb"\([0-9,]+ lines left out, for nobody read them\)\npeer is here\n", os.read(reader, 1000))
     assert os.get_blocking(writer), "others share this one"
+
+
+def test_what_is_written_aside_waits_for_nobody(pipe: tuple[int, int], monkeypatch, capfd) -> None:
+    """On standard error as it is: opened anew, and what a full pipe does not take is lost."""
+    reader, writer = pipe
+    kept = os.dup(2)
+    os.dup2(writer, 2)
+    try:
+        monkeypatch.setattr(sys, "stderr", sys.__stderr__)
+        aside = command.Aside()
+        aside.write("shown")
+        aside.write("x" * 70_000)
+        aside.write("lost")
+        aside.close()
+        aside.close()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+    taken = os.read(reader, 100_000)
+    assert taken.startswith(b"shownxxx")
+    assert b"lost" not in taken
+
+
+def test_a_terminal_says_how_wide_it_is_unless_the_environment_does(monkeypatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    terminal, ours = pty.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 123, 0, 0))
+    assert command.columns(ours) == 123
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 0, 0, 0, 0))  # as on a serial line
+    assert command.columns(ours) == 80
+    os.close(ours)
+    os.close(terminal)
+    monkeypatch.setenv("COLUMNS", "61")
+    assert command.columns(0) == 61
+    monkeypatch.setenv("COLUMNS", "wide")
+    assert command.columns(-1) == 80
+
+
+def test_nothing_is_written_aside_where_standard_error_is_closed(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    aside = command.Aside()
+    aside.write("nobody")
+    aside.close()
 
 
 def test_only_pipes_and_terminals_are_opened_anew(tmp_path, pipe: tuple[int, int], monkeypatch) -> None:

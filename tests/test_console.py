@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
+import json
 import os
+import pty
 import re
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from helpers import COMMANDS, HUNG, LOCALHOST, reset, run_client, running, running_server
+from test_measure_schema import VALIDATOR
 
 KIB, MIB = 1024, 1024 * 1024
 
@@ -235,6 +243,120 @@ def test_ctrl_c_ends_a_long_run_with_its_report():
     assert client.returncode == 130
     assert "Interrupted by SIGINT after " in out
     assert err == ""
+
+
+# Measured runs
+
+
+def test_a_server_stopped_for_a_second_shows_in_the_response_and_in_the_service_of_few():
+    arguments = ["-c", "10", "-d", "5", "-r", "1k", "--json-lines"]
+    with running_server() as (server, port), running("echo-client", f"{LOCALHOST}:{port}", *arguments) as client:
+        intervals = 0
+        for line in client.stdout:
+            event = json.loads(line)
+            if event["event"] == "interval":
+                intervals += 1
+                if intervals in (2, 3):  # a second lies between
+                    server.send_signal(signal.SIGSTOP if intervals == 2 else signal.SIGCONT)
+        assert client.wait(HUNG) == 0
+    document = event["data"]
+    response, service = (document["latency_us"][name] for name in ("response", "service"))
+    assert document["messages"] == {"sent": 5000, "echoed": 5000, "mismatched": 0, "unanswered": 0, "not_sent": 0}
+    assert 200_000 < response["percentiles"]["90"] < 800_000
+    assert service["percentiles"]["99"] < 200_000
+    assert response["max"] > 900_000 < service["max"]
+    slow = sum(number for lowest, number in document["histograms"]["service"]["buckets"] if lowest > 200_000_000)
+    assert slow == 10  # one on each connection
+
+
+def test_a_known_delay_is_measured():
+    """A server that answers 20 ms after it got a message, by its own clock: p50 is within 1 % and a millisecond."""
+
+    class Delayed(asyncio.Protocol):
+        def connection_made(self, transport):
+            self.transport = transport
+
+        def data_received(self, data):
+            asyncio.get_running_loop().call_later(0.02, self.transport.write, data)
+
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        server = runner.run(loop.create_server(Delayed, LOCALHOST, 0))
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+        port = server.sockets[0].getsockname()[1]
+        try:
+            for rate in ([], ["-r", "500"]):
+                done = run_client(f"{LOCALHOST}:{port}", "-c", "20", "-d", "1", "-J", *rate)
+                p50 = json.loads(done.stdout)["latency_us"]["response"]["percentiles"]["50"]
+                assert 20_000 <= p50 <= 20_000 * 1.01 + 1000
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            server.close()
+
+
+def test_an_open_loop_keeps_its_rate_or_says_that_it_could_not():
+    with running_server("-q") as (_, port):
+        done = run_client(f"{LOCALHOST}:{port}", "-c", "50", "-d", "2", "-r", "20k", "-J")
+    document = json.loads(done.stdout)
+    messages = document["messages"]
+    assert messages["sent"] + messages["not_sent"] == 40_000
+    assert messages["sent"] >= 39_600 or "could not be sent (" in done.stderr
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("option", ["--json", "-o"])
+def test_an_interrupted_run_leaves_its_document(tmp_path, signum, option):
+    path = tmp_path / "run.json"
+    options = ["--json"] if option == "--json" else ["-o", str(path)]
+    with running("echo-client", "--loopback", "-d", "1h", "-i", "50ms", *options) as client:
+        client.stderr.readline()
+        client.stderr.readline()  # an interval: it is under way
+        client.send_signal(signum)
+        out, _ = client.communicate(timeout=HUNG)
+    assert client.returncode == 128 + signum
+    document = json.loads(out if option == "--json" else path.read_text())
+    VALIDATOR.validate(document)
+    assert document["exit_status"] == 128 + signum
+    assert document["messages"]["echoed"] > 0
+
+
+def test_a_closed_standard_output_does_not_cost_the_document(tmp_path):
+    path = tmp_path / "run.json"
+    shell = f'"{COMMANDS}/echo-client" --loopback -n 10 --json -o "{path}" >&-'
+    assert subprocess.run(["bash", "-c", shell], check=False, capture_output=True, timeout=HUNG).returncode == 0
+    VALIDATOR.validate(json.loads(path.read_text()))
+    shell = f'"{COMMANDS}/echo-client" --loopback -n 10 --json -o "{path}" | head -c 0; exit "${{PIPESTATUS[0]}}"'
+    assert subprocess.run(["bash", "-c", shell], check=False, capture_output=True, timeout=HUNG).returncode == 1
+    VALIDATOR.validate(json.loads(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("columns", "shape"),
+    [
+        (120, r"━{12}  1\.[0-7] s, 0 s left  [\d,]+ messages/s  [\d.]+ .iB/s  p50 .*  p99 .*  0 errors"),
+        (80, r"1\.[0-7] s, 0 s left  [\d,]+ messages/s  p50 .*  p99 .*  0 errors"),
+    ],
+)
+def test_the_meter_is_drawn_on_a_real_terminal_and_wiped_out(columns, shape):
+    terminal, ours = pty.openpty()
+    size = struct.pack("HHHH", 24, columns, 0, 0)
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, size)
+    with running("echo-client", "--loopback", "-d", "1.7", stderr=ours) as client:
+        os.close(ours)
+        drawn = b""
+        try:
+            while chunk := os.read(terminal, 4096):
+                drawn += chunk
+        except OSError:  # EIO: nobody has it open any more
+            pass
+        assert client.wait(HUNG) == 0
+    os.close(terminal)
+    frames = re.sub(r"\x1b\[[0-9;]*m", "", drawn.decode()).split("\r\x1b[K")
+    assert frames[-1] == ""
+    assert re.fullmatch(shape, frames[-2])
+    assert max(map(len, frames)) < columns
 
 
 @pytest.mark.parametrize("arguments", ["-c 50", "-n 10"])

@@ -454,6 +454,8 @@ def test_a_server_that_goes_and_comes_is_found_again(run):
 def test_retries_grow_rare(run):
     run = run(conns=1, duration=20.0)
     run.until_begun()
+    run.pass_time(0.1)
+    assert run.tally.echoed
     run.server.close()
     run.pass_time(20.1, 0.01)
     figures = run.figures()
@@ -565,6 +567,25 @@ def test_round_trip_and_retransmits_come_from_the_kernel(run):
     figures = run(conns=2, count=10).figures()
     assert figures["tcp"]["rtt_us"] > 0
     assert figures["tcp"]["retransmits"] == 0
+
+
+def test_where_the_kernel_does_not_say_there_are_none(run, monkeypatch):
+    monkeypatch.setattr("echopair.client.tcpinfo.TCP_INFO", 1 << 20)
+    assert run(conns=2, count=10).figures()["tcp"] is None
+
+
+def test_a_short_rest_is_part_of_the_last_interval(run):
+    run = run(conns=1, duration=2.3, rate=100.0)
+    run.until_begun()
+    run.pass_time(2.4)
+    assert [interval["messages"] for interval in run.figures()["intervals"]] == [100, 130]
+
+
+def test_intervals_of_a_count_go_on_until_it_is_done(run):
+    run = run(conns=1, count=250, rate=100.0)
+    run.until_begun()
+    run.pass_time(2.6)
+    assert [interval["messages"] for interval in run.figures()["intervals"]] == [100, 100, 50]
 
 
 def test_only_tcp_has_them():

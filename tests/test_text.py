@@ -47,7 +47,7 @@ def test_size_has_three_digits_and_a_binary_unit(number: float, text: str) -> No
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0, "0.00 us"),
+        (0, "0 s"),
         (1e-6, "1.00 us"),
         (812e-6, "812 us"),
         (999.4e-6, "999 us"),

@@ -23,6 +23,8 @@ def size(number: float) -> str:
 
 def duration(seconds: float) -> str:
     """Return `812 us`, `1.20 ms`, `3.40 s`: three digits and a unit; from two minutes on `2 min 5 s`."""
+    if not seconds:
+        return "0 s"
     if seconds >= 120:
         return f"{int(seconds) // 60} min {int(seconds) % 60} s"
     for unit, scale in (("us", 1e-6), ("ms", 1e-3)):

@@ -234,6 +234,18 @@ class LineLimit(logging.Filter):
         return self._seen <= self._per_second
 
 
+def columns(descriptor: int) -> int:
+    """Return how wide the terminal at `descriptor` is; 80 where there is none. COLUMNS says otherwise (environ(7))."""
+    try:
+        return int(os.environ["COLUMNS"])
+    except (KeyError, ValueError):
+        pass
+    try:
+        return os.get_terminal_size(descriptor).columns or 80
+    except OSError:
+        return 80
+
+
 def wants_colour(stream: TextIO) -> bool:
     """Return whether `stream` is a terminal whose owner did not forbid colour (https://no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
+from typing import NamedTuple
 
-from echopair.cli.command import Aside, wants_colour
+from echopair.cli.command import Aside, columns, wants_colour
 from echopair.client.load import Load
 from echopair.loop import EventLoop, Timer
 from echopair.measure.document import Document
@@ -56,6 +56,14 @@ class Lines(Progress):
         self._aside.write("".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True)) + "\n")
 
 
+class Part(NamedTuple):
+    """A piece of the meter's line; where the terminal is narrow, those of the highest rank are left out first."""
+
+    rank: int
+    text: str
+    style: str = ""
+
+
 class Meter(Progress):
     """One line on a terminal, drawn over and over: how far the load is, and the figures of its last interval."""
 
@@ -64,7 +72,7 @@ class Meter(Progress):
         self._colour = wants_colour(sys.stderr)
         self._drawn = "utf" in (sys.stderr.encoding or "").lower()
         self._last: Document | None = None
-        self._timer: Timer | None = None
+        self._timer: Timer
 
     def start(self, loop: EventLoop, load: Load) -> None:
         """Draw the meter from now on."""
@@ -78,40 +86,39 @@ class Meter(Progress):
 
     def end(self) -> None:
         """Wipe the meter out."""
-        if self._timer:
-            self._timer.cancel()
-            self._aside.write(CLEAR)
+        self._timer.cancel()
+        self._aside.write(CLEAR)
         self._aside.close()
 
     def _draw(self) -> None:
         self._timer = self._loop.call_later(REDRAWN, self._draw)
-        room = shutil.get_terminal_size().columns - 1
-        shown, used = "", 0
-        for text, style in self._parts():
-            if used + len(text) > room:
-                break
-            used += len(text)
-            shown += f"{style}{text}{PLAIN}" if style and self._colour else text
-        self._aside.write(CLEAR + shown)
+        room = columns(2) - 1
+        parts = self._parts()
+        while sum(len(part.text) for part in parts) > room and len(parts) > 1:
+            parts.remove(max(parts, key=lambda part: part.rank))
+        line = "".join(f"{part.style}{part.text}{PLAIN}" if self._colour else part.text for part in parts)
+        self._aside.write(CLEAR + line)
 
-    def _parts(self) -> list[tuple[str, str]]:
-        """Return the pieces of the line, each with its style, the dispensable ones last."""
+    def _parts(self) -> list[Part]:
         load = self._load
         if load.began_at is None:
             connected = f" {load.connected:,} of {load.plan.conns:,}" if load.stage == "connecting" else ""
-            return [(f"{load.stage}{connected} ..", "")]
+            return [Part(0, f"{load.stage}{connected} ..")]
         elapsed = self._loop.clock() - load.began_at
         done, left = self._done(elapsed)
         parts = self._bar(done) if done is not None else []
-        parts.append((f"{elapsed:.1f} s", BOLD))
-        parts.append((f", {left:.0f} s left" if left is not None else "", ""))
+        parts.append(Part(0, f"{elapsed:.1f} s", BOLD))
+        if left is not None:
+            parts.append(Part(3, f", {left:.0f} s left"))
         if load.stage == "finishing":
-            parts.append((", waiting for the last to come back", ""))
+            parts.append(Part(2, ", waiting for the last to come back"))
         if self._last:
             messages, data, p50, p99, _ = _figures(self._last)
-            parts += [(f"  {messages} messages/s", BOLD), (f"  {data}/s", ""), (f"  p50 {p50}  p99 {p99}", "")]
+            parts.append(Part(1, f"  {messages} messages/s", BOLD))
+            parts.append(Part(4, f"  {data}/s"))
+            parts.append(Part(2, f"  p50 {p50}  p99 {p99}"))
         errors = load.tally.error_count
-        parts.append((f"  {count(errors, 'error')}", RED if errors else DIM))
+        parts.append(Part(0, f"  {count(errors, 'error')}", RED if errors else DIM))
         return parts
 
     def _done(self, elapsed: float) -> tuple[float | None, float | None]:
@@ -124,12 +131,10 @@ class Meter(Progress):
             return done, elapsed / done - elapsed if done else None
         return None, None
 
-    def _bar(self, done: float) -> list[tuple[str, str]]:
+    def _bar(self, done: float) -> list[Part]:
         full = round(done * BAR)
-        on, off = "━━" if self._drawn else "#-"
-        if not self._colour:
-            off = " "
-        return [(on * full, BOLD), (off * (BAR - full) + "  ", DIM)]
+        on, off = "━━" if self._drawn and self._colour else "#-"
+        return [Part(5, on * full, BOLD), Part(5, off * (BAR - full) + "  ", DIM)]
 
 
 def _figures(interval: Document) -> tuple[str, str, str, str, str]:

@@ -6,11 +6,11 @@ import argparse
 import io
 import json
 import os
-import shutil
+import stat
 import sys
 from collections.abc import Callable
 
-from echopair.cli.command import FAILED, INTERRUPTED, OK, TERMINATED, USAGE, Output, complain, wants_colour
+from echopair.cli.command import FAILED, INTERRUPTED, OK, TERMINATED, USAGE, Output, columns, complain, wants_colour
 from echopair.cli.options import UsageError
 from echopair.measure.document import Document, loaded
 from echopair.measure.verdict import GOOD, verdict
@@ -34,7 +34,7 @@ class ResultFile:
         data = memoryview(text.encode("utf-8"))
         try:
             with self._file as file:
-                if file.seekable():
+                if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     file.truncate(0)
                 while data:
                     data = data[file.write(data) :]
@@ -123,10 +123,9 @@ def _as_page(document: Document) -> str:
 def _as_text(document: Document) -> str:
     from echopair.measure.report import report
 
-    terminal = bool(sys.stdout and sys.stdout.isatty())
     return report(
         document,
-        width=min(shutil.get_terminal_size().columns, 100) if terminal else 80,
+        width=min(columns(1), 100),
         colour=bool(sys.stdout) and wants_colour(sys.stdout),
         encoding=getattr(sys.stdout, "encoding", None),
     )

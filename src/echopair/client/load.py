@@ -179,13 +179,13 @@ class Load:
         failure, session.failure = session.failure, None
         if failure:
             self._count(failure)
+        delay = 0.0
+        if session.messages_echoed and not (failure and failure.phase == "connect"):
+            self._failing.pop(session, None)  # this connection was of use for a while
         if failure or not session.exhausted:
             since, times = self._failing.get(session, (self._loop.now, 0))
             self._failing[session] = since, times + 1
             delay = min(RETRY_DELAY * 2**times, MAX_RETRY_DELAY)
-        else:
-            self._failing.pop(session, None)
-            delay = 0.0
         if self._is_to_be_replaced(session):
             self._connect(session, delay)
         else:
@@ -366,8 +366,8 @@ class Load:
         assert self.began_at is not None  # noqa: S101 - its timer was set
         at = self._loop.clock() - self.began_at
         width = self.plan.interval
-        left = None if self.plan.duration is None else self.plan.duration - at
-        if left is None or left > width / 2:  # the last one takes in what comes back after the end
+        left = float("inf") if self.plan.duration is None else self.plan.duration - at
+        if left > width / 2:  # the last one takes in what comes back after the end
             self._watcher.interval_ended(self._end_interval(at))
         self._at("interval", self.began_at + (at // width + 1) * width, self._interval)
 

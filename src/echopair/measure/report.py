@@ -94,7 +94,8 @@ class _Page:
         self.lines.append(f"  {'count':7}" + "".join(f"{column['count']:>16,}" for column in columns.values()))
         self.lines.append("")
         self._note(
-            "Response runs from the moment a message was due, service from its hand-over to the kernel."
+            "Response runs from the moment a message was due, service from its hand-over to the kernel; schedule lag "
+            "is how late the client itself was, and the rest a message waited for room on its connection."
             if document["load"]["model"] == "open"
             else "A closed loop waits with the next message for the last one's echo, so these figures are subject to "
             "coordinated omission: they leave out the messages that a stall holds back. An open loop (--rate) does not."

@@ -1,0 +1,93 @@
+"""The tally: what it counts is what the document says, and intervals add up to the whole."""
+
+from __future__ import annotations
+
+import pytest
+
+from documents import PERCENTS
+from echopair.measure.tally import BUSY, LATE, TELLING, Tally
+
+
+def test_intervals_add_up_to_the_run():
+    tally = Tally()
+    for at, times in ((1.0, [1000, 2000]), (2.0, []), (2.5, [3000] * 5)):
+        for time in times:
+            tally.recent.record(time)
+        tally.end_interval(at, int(at * 100), 7)
+    tally.recent.record(9000)
+    assert tally.echoed == 8
+    figures = tally.figures(4.0, PERCENTS)
+    assert [interval["messages"] for interval in figures["intervals"]] == [2, 0, 5]
+    assert [interval["duration_s"] for interval in figures["intervals"]] == [1.0, 1.0, 0.5]
+    assert [interval["bytes"] for interval in figures["intervals"]] == [100, 100, 50]
+    assert figures["intervals"][1]["response_us"] == {"50": None, "99": None, "max": None}
+    assert figures["intervals"][2]["response_us"]["max"] == 3.0
+    assert figures["messages"]["echoed"] == figures["latency_us"]["response"]["count"] == 8
+    assert figures["latency_us"]["response"]["max"] == 9.0
+    assert figures["throughput"]["messages_per_s"] == 2.0
+
+
+def test_errors_are_counted_by_phase_and_cause_with_the_first_story():
+    tally = Tally()
+    tally.fail("echo", "mismatch", "first")
+    tally.fail("echo", "mismatch", "second")
+    tally.fail("connect", "ECONNREFUSED", "third")
+    assert tally.error_count == 3
+    assert tally.end_interval(1.0, 0, 0)["errors"] == 3
+    assert tally.end_interval(2.0, 0, 0)["errors"] == 0
+    assert tally.figures(1.0, PERCENTS)["errors"] == [
+        {"phase": "echo", "error": "mismatch", "count": 2, "example": "first"},
+        {"phase": "connect", "error": "ECONNREFUSED", "count": 1, "example": "third"},
+    ]
+
+
+def test_a_closed_loop_has_no_schedule_and_serves_as_it_responds():
+    closed, opened = Tally(), Tally(open_loop=True)
+    for tally in (closed, opened):
+        tally.recent.record(5000)
+    opened.service.record(2000)
+    figures = closed.figures(1.0, PERCENTS)
+    assert figures["histograms"]["service"] == figures["histograms"]["response"]
+    assert figures["histograms"]["schedule_lag"] is None
+    figures = opened.figures(1.0, PERCENTS)
+    assert figures["latency_us"]["service"]["max"] == 2.0
+    assert figures["latency_us"]["schedule_lag"]["count"] == 0
+
+
+def test_nothing_in_no_time_is_no_rate():
+    figures = Tally().figures(0.0, PERCENTS)
+    assert figures["throughput"] == {"messages_per_s": 0.0, "bytes_per_s": 0.0}
+    assert figures["tcp"] is None
+
+
+def test_round_trips_are_averaged_over_connections_and_retransmits_added():
+    tally = Tally()
+    tally.tcp(100, 1)
+    tally.tcp(200, 2)
+    assert tally.figures(1.0, PERCENTS)["tcp"] == {"rtt_us": 150.0, "retransmits": 3}
+
+
+@pytest.mark.parametrize(
+    ("busy", "late", "shared", "reason"),
+    [
+        (0.5, 0, False, None),
+        (BUSY / 100, 0, False, "its CPU was 95 % busy"),
+        (1.2, 0, True, "its CPU was 100 % busy, with the server in it (--loopback)"),
+        (0.5, LATE, False, "it was 5.0 ms behind its own schedule (p99)"),
+        (1.0, 3 * LATE, False, "its CPU was 100 % busy and it was 15.0 ms behind its own schedule (p99)"),
+    ],
+)
+def test_it_says_whether_the_client_was_the_bottleneck(busy, late, shared, reason):
+    tally = Tally(open_loop=True)
+    tally.schedule_lag.record(late)
+    document = tally.generator(busy, 1.0, shared=shared)
+    assert document["limited"] == (reason is not None)
+    assert document["reason"] == reason
+
+
+def test_a_short_run_says_nothing_of_its_processor():
+    assert Tally().generator(TELLING, TELLING / 2, shared=False) == {
+        "cpu_percent": None,
+        "limited": False,
+        "reason": None,
+    }
