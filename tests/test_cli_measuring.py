@@ -503,6 +503,14 @@ def test_an_endless_run_shows_only_how_long_it_has_lasted(monkeypatch, capsys, s
     assert re.search(r"\r\x1b\[K0\.\d s  0 errors", capsys.readouterr().err)
 
 
+def test_timers_that_stay_blunt_are_no_obstacle(capsys, monkeypatch):
+    def refuse(*_arguments: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(measuring, "open", refuse, raising=False)
+    assert client.main(["--loopback", "-n", "1", "-r", "10"]) == OK
+
+
 def test_a_run_may_begin_at_a_moment(capsys):
     import time
 
