@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -75,7 +76,8 @@ def keep(sock: socket.socket) -> None:
 
 def close_early(sock: socket.socket) -> None:
     sock.sendall(sock.recv(65536))
-    sock.shutdown(socket.SHUT_RDWR)
+    sock.shutdown(socket.SHUT_WR)
+    keep(sock)
 
 
 @pytest.fixture
@@ -132,7 +134,7 @@ def test_a_closed_loop_owns_up_to_coordinated_omission(capsys):
 def test_failures_are_in_the_report_and_not_on_standard_error(capsys, nobody):
     assert client.main([nobody, "-c", "15", "-n", "15"]) == FAILED
     captured = capsys.readouterr()
-    assert captured.out.startswith("Failed: nothing came back; 15 connections could not be made.\n")
+    assert captured.out.startswith("Failed: nothing came back; 15 attempts to connect failed.\n")
     assert "     15  connect: ECONNREFUSED" in captured.out
     assert captured.err == ""
 
@@ -196,14 +198,57 @@ def test_an_endless_duration_has_no_number_in_json(capsys, server):
 
 
 @pytest.mark.parametrize(
-    ("serve", "phase", "error"),
-    [(flip, "echo", "mismatch"), (keep, "echo", "timeout"), (close_early, "echo", "missing")],
+    ("serve", "errors"),
+    [(flip, {"mismatch"}), (keep, {"timeout"}), (close_early, {"closed", "missing"})],  # the next message may be sent
 )
-def test_failed_runs_are_valid_json(capsys, server, serve, phase, error):
-    status, document = run_json(capsys, server(serve), "-n", "3", "-w", "2", "--timeout", "100ms")
+def test_failed_runs_are_valid_json(capsys, server, serve, errors):
+    status, document = run_json(capsys, server(serve), "-n", "3", "--timeout", "100ms")
     assert status == FAILED
-    assert [(each["phase"], each["error"]) for each in document["errors"]] == [(phase, error)]
+    (error,) = document["errors"]
+    assert error["phase"] == "echo"
+    assert error["error"] in errors
     assert document["errors"][0]["example"].startswith("connection 1: ")
+
+
+def test_an_unchecked_run_that_got_nothing_back_has_failed(capsys, server):
+    status, document = run_json(capsys, server(lambda sock: sock.recv(1)), "-n", "5", "--verify", "none")
+    assert status == FAILED
+    assert document["messages"]["unanswered"] == 1
+
+
+def test_a_standard_output_that_fails_ends_the_run(monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        began = time.monotonic()
+        assert client.main(["--loopback", "-d", "1h", "--json-lines"]) in (FAILED, INTERRUPTED)
+        assert time.monotonic() - began < HUNG
+
+
+def test_a_start_that_was_missed_is_told(capsys):
+    moment = time.time() + 0.05
+    options = ["-c", "5", "-n", "5", "--connect-rate", "10", "--start-at", f"@{moment}"]
+    assert client.main(["--loopback", *options]) == OK
+    assert "after --start-at: the connections were not made in time" in capsys.readouterr().err
+
+
+def test_a_hang_up_ends_the_run_with_its_report(capsys, server):
+    def serve(sock: socket.socket) -> None:
+        sock.recv(65536)
+        os.kill(os.getpid(), signal.SIGHUP)
+        keep(sock)
+
+    status, document = run_json(capsys, server(serve), "-n", "100")
+    assert status == 129
+    assert document["messages"]["unanswered"] == 1
+
+
+def test_a_hang_up_that_is_to_be_ignored_is(capsys):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert client.main(["--loopback", "-n", "1"]) == OK
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_refused_run_is_valid_json(capsys, nobody):
@@ -221,7 +266,7 @@ def test_an_unresolved_run_is_valid_json(capsys):
 
 def test_a_failed_run_says_so_to_people_too(capsys, nobody):
     client.main([nobody, "--json"])
-    assert capsys.readouterr().err == "echo-client: Failed: nothing came back; 1 connection could not be made.\n"
+    assert capsys.readouterr().err == "echo-client: Failed: nothing came back; 1 attempt to connect failed.\n"
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED)])
@@ -401,7 +446,15 @@ def test_merging_adds_runs_up(capsys, tmp_path):
     assert status == OK
     assert document["messages"]["echoed"] == document["latency_us"]["response"]["count"] == 40
     assert client.main(["--merge", *files, "--fail-if", "p50>1us"]) == THRESHOLD
-    assert "40 sent, 40 came back" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "40 sent, 40 came back" in captured.out
+    assert captured.err == (
+        "echo-client: these runs did not all overlap: the rate is over the time in which any of them ran\n"
+    )
+    assert client.main(["--merge", files[0], files[0]]) == USAGE
+    assert capsys.readouterr().err == f"echo-client: {files[0]} is there twice: a run can be counted but once\n"
+    assert client.main(["--merge", *files, "-o", files[0]]) == USAGE
+    assert "would be overwritten" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -450,7 +503,7 @@ def be_a_terminal(monkeypatch) -> None:
     [
         (["-d", "300ms"], r"━+ *━*  0\.\d s, 0 s left"),
         (["-n", "20k"], r"\d\.\d s, \d s left"),
-        (["-n", "20", "--connect-rate", "100", "-c", "10"], r"connecting \d of 10 \.\."),
+        (["-n", "20", "--connect-rate", "100", "-c", "10"], r"connecting \d of 10 \.\. 0 s"),
         (["-n", "20", "--warmup", "100ms"], r"warming up \.\."),
     ],
 )
@@ -494,7 +547,8 @@ def test_an_endless_run_shows_only_how_long_it_has_lasted(monkeypatch, capsys, s
     monkeypatch.setenv("NO_COLOR", "1")
 
     def serve(sock: socket.socket) -> None:
-        for _ in range(200):
+        began = time.monotonic()
+        while time.monotonic() < began + 0.2:  # in which the meter is drawn many times
             sock.sendall(sock.recv(65536))
         os.kill(os.getpid(), signal.SIGINT)
         keep(sock)
@@ -512,8 +566,6 @@ def test_timers_that_stay_blunt_are_no_obstacle(capsys, monkeypatch):
 
 
 def test_a_run_may_begin_at_a_moment(capsys):
-    import time
-
     moment = time.time() + 0.3
     status, document = run_json(capsys, "--loopback", "-n", "1", "--start-at", f"@{moment}")
     assert status == OK

@@ -157,7 +157,7 @@ def test_family_is_both_unless_one_is_asked_for(argv: list[str], family: int) ->
         (["--prot=7"], "unknown option --prot=7 (did you mean --port?)"),
         (["--xyzzy"], "unknown option --xyzzy"),
         (["--po", "7"], "unknown option --po (did you mean --port?)"),
-        (["--port"], "-p/--port: expected one argument"),
+        (["--port"], "-p/--port: expected one argument (one that begins with - is written --option=-value)"),
         (["--port", "x"], "-p/--port: invalid literal for int() with base 10: 'x'"),
         (["--max", "0"], "--max: '0' is too small: the least is 1"),
         (["-4", "-6"], "-6/--ipv6: not allowed with argument -4/--ipv4"),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from echopair.loop import MAX_WAIT, READ, WRITE, EventLoop
+from echopair.loop import MAX_WAIT, READ, TIMERS, WRITE, EventLoop
 from helpers import HUNG, Clock, run_until
 
 Pair = tuple[socket.socket, socket.socket]
@@ -531,3 +531,37 @@ def test_close_lets_go_of_timers_and_queued_work_but_not_of_sockets(pair: Pair) 
         assert all(reference() for reference in gone)
     assert not any(reference() for reference in gone)
     assert pair[0].send(b"still open") == 10
+
+
+def test_cancelled_timers_do_not_pile_up(loop):
+    kept = [loop.call_later(3600, lambda: None) for _ in range(10)]
+    for _ in range(50_000):
+        loop.call_later(3600, lambda: None).cancel()
+    assert len(loop._timers) <= TIMERS + 10
+    assert {timer for _, _, timer in loop._timers} >= set(kept)
+    for timer in kept:
+        timer.cancel()
+
+
+def test_sleeps_end_when_they_are_due_and_not_a_millisecond_later():
+    """By the real clock, and the best of many, for others may hold the processor."""
+    late = []
+    with EventLoop() as loop:
+        for wait in [0.0003, 0.0013, 0.0123] * 10:
+            due = loop.clock() + wait
+            fired = []
+            loop.call_at(due, lambda fired=fired: fired.append(loop.clock()))
+            while not fired:
+                loop.run_once()
+            late.append(fired[0] - due)
+    assert min(late) >= 0
+    assert sorted(late)[len(late) // 4] < 0.0004
+
+
+def test_a_descriptor_out_of_the_reach_of_select_is_waited_for_by_epoll(monkeypatch):
+    monkeypatch.setattr("echopair.loop.FD_SETSIZE", 0)
+    with EventLoop() as loop:
+        fired = []
+        loop.call_later(0.001, lambda: fired.append(True))
+        loop.run_once()
+        assert fired

@@ -65,7 +65,13 @@ def test_command_returns_its_status_and_an_interrupt_is_one(
     ("arguments", "status", "out", "err"),
     [
         (["--help"], 0, USAGE, ""),
-        (["client", "-p"], 2, "", "echo-client: -p/--port: expected one argument; see echo-client --help\n"),
+        (
+            ["client", "-p"],
+            2,
+            "",
+            "echo-client: -p/--port: expected one argument (one that begins with - is written --option=-value); "
+            "see echo-client --help\n",
+        ),
     ],
 )
 def test_module_runs_as_a_program(arguments: list[str], status: int, out: str, err: str) -> None:

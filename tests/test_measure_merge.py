@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from documents import closed, empty, histogram, interrupted, interval, mismatch, opened, refused, timed
 from echopair.measure.document import dumped, loaded, summary
 from echopair.measure.histogram import Histogram
-from echopair.measure.merge import merge
+from echopair.measure.merge import caveats, merge
 
 PAIRLESS = {**dumped(Histogram()), "buckets": [[1]]}
 
@@ -202,6 +202,17 @@ def test_rate_of_runs_one_after_another_is_by_the_time_in_which_any_ran():
 
 def test_rate_of_runs_that_took_no_time_is_0():
     assert rate(run(duration_s=0), run(duration_s=0)) == 0
+
+
+def test_what_to_bear_in_mind_of_a_sum_is_told():
+    one, other = closed(), closed()
+    assert caveats([one, other]) == []
+    other["target"] = "elsewhere:7"
+    other["started_at"] = "2026-01-31T12:00:04.000Z"
+    assert caveats([one, other]) == [
+        "these runs did not all overlap: the rate is over the time in which any of them ran",
+        "these runs had different targets",
+    ]
 
 
 def test_intervals_are_added_second_by_second_of_the_wall_clock():

@@ -268,7 +268,7 @@ def test_figures_are_those_of_the_document() -> None:
     ):
         assert figure in said
     assert "Measured 1,000 1,000 2 2" in said
-    assert "Round trip 87.0 µs" in said
+    assert "Least round trip 87.0 µs" in said
     assert "Retransmits 12,345" in said
     assert "CPU of the load generator 97.2 %" in said
     assert "echo-client 0.1.0, started at 2026-01-31 12:00:00 UTC" in said
@@ -313,7 +313,7 @@ def test_what_does_not_apply_is_a_dash() -> None:
     assert f"Slowest {NONE} Errors 50" in said
     assert f"Message size {NONE}" in said
     assert f"Seed {NONE}" in said
-    assert f"Round trip {NONE} Retransmits {NONE}" in said
+    assert f"Least round trip {NONE} Retransmits {NONE}" in said
 
 
 def test_a_run_without_an_echo_has_no_charts() -> None:

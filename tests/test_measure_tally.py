@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from documents import PERCENTS
-from echopair.measure.tally import BUSY, LATE, TELLING, Tally
+from echopair.measure.tally import BUSY, LATE, TELLING, Tally, joined
 
 
 def test_intervals_add_up_to_the_run():
@@ -25,6 +27,26 @@ def test_intervals_add_up_to_the_run():
     assert figures["messages"]["echoed"] == figures["latency_us"]["response"]["count"] == 8
     assert figures["latency_us"]["response"]["max"] == 9.0
     assert figures["throughput"]["messages_per_s"] == 2.0
+
+
+def test_intervals_are_bounded_and_their_sums_stay(monkeypatch):
+    monkeypatch.setattr("echopair.measure.tally.MAX_INTERVALS", most := 100)
+    tally = Tally()
+    for second in range(1, 3 * most):
+        tally.recent.record(second * 1000)
+        tally.end_interval(float(second), second * 10, 1)
+    assert len(tally.intervals) <= most
+    assert sum(interval["messages"] for interval in tally.intervals) == 3 * most - 1
+    assert sum(interval["bytes"] for interval in tally.intervals) == (3 * most - 1) * 10
+    for before, after in pairwise(tally.intervals):
+        assert after["at_s"] - after["duration_s"] == before["at_s"]
+        assert after["response_us"]["max"] == pytest.approx(after["at_s"], rel=0.01)
+
+
+def test_joined_intervals_of_nothing_have_no_latency():
+    silent = Tally().end_interval(1.0, 0, 0)
+    assert joined(silent, silent)["response_us"] == {"50": None, "99": None, "max": None}
+    assert joined(silent) == silent
 
 
 def test_errors_are_counted_by_phase_and_cause_with_the_first_story():
@@ -68,25 +90,26 @@ def test_round_trips_are_averaged_over_connections_and_retransmits_added():
 
 
 @pytest.mark.parametrize(
-    ("busy", "late", "shared", "reason"),
+    ("busy", "waited", "late", "shared", "reason"),
     [
-        (0.5, 0, False, None),
-        (BUSY / 100, 0, False, "its CPU was 95 % busy"),
-        (1.2, 0, True, "its CPU was 100 % busy, with the server in it (--loopback)"),
-        (0.5, LATE, False, "it was 5.0 ms behind its own schedule (p99)"),
-        (1.0, 3 * LATE, False, "its CPU was 100 % busy and it was 15.0 ms behind its own schedule (p99)"),
+        (0.5, 0.4, 0, False, None),
+        (BUSY / 100, 0, 0, False, "its CPU was 95 % busy"),
+        (1.2, 0, 0, True, "its CPU was 100 % busy, with the server in it (--loopback)"),
+        (0.5, 0.46, 0, False, "its CPU was 50 % busy, and others kept it waiting for more"),
+        (0.5, 0, LATE, False, "it was 5.0 ms behind its own schedule (p99.9)"),
+        (1.0, 0, 3 * LATE, False, "its CPU was 100 % busy and it was 15.0 ms behind its own schedule (p99.9)"),
     ],
 )
-def test_it_says_whether_the_client_was_the_bottleneck(busy, late, shared, reason):
+def test_it_says_whether_the_client_was_the_bottleneck(busy, waited, late, shared, reason):
     tally = Tally(open_loop=True)
     tally.schedule_lag.record(late)
-    document = tally.generator(busy, 1.0, shared=shared)
+    document = tally.generator(busy, waited, 1.0, shared=shared)
     assert document["limited"] == (reason is not None)
     assert document["reason"] == reason
 
 
 def test_a_short_run_says_nothing_of_its_processor():
-    assert Tally().generator(TELLING, TELLING / 2, shared=False) == {
+    assert Tally().generator(TELLING, 0, TELLING / 2, shared=False) == {
         "cpu_percent": None,
         "limited": False,
         "reason": None,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from documents import closed, empty, mismatch, opened, refused, timed
-from echopair.measure.threshold import Threshold, errors
+from echopair.measure.threshold import Threshold
 
 
 def check(expression, document):
@@ -156,20 +156,53 @@ def test_rates_are_those_of_the_document():
     assert check("bytes_rate<1000K", closed())["failed"] is False
 
 
-def test_errors_are_the_messages_and_connections_that_failed():
-    document = mismatch()  # 806 messages sent of which 1 came back wrong and 5 not; 2 of 50 connections ended early
-    assert errors(document) == (8, 856)
-    document["messages"]["not_sent"] = 10
-    document["connections"]["failed"] = 3
-    assert errors(document) == (21, 866)
+def test_errors_are_those_that_the_document_lists():
+    assert check("errors>1", mismatch()) == {"expression": "errors>1", "value": 2, "failed": True}
+    assert check("errors>2", mismatch())["failed"] is False
+    share = {
+        "expression": "errors>0.2%",
+        "value": pytest.approx(100 * 2 / 856),
+        "failed": True,
+    }  # 806 messages, 50 conns
+    assert check("errors>0.2%", mismatch()) == share
+    assert check("errors>0.24%", mismatch())["failed"] is False
 
 
-def test_errors_are_compared_by_number_or_by_their_share_in_per_cent():
-    assert check("errors>7", mismatch()) == {"expression": "errors>7", "value": 8, "failed": True}
-    assert check("errors>8", mismatch())["failed"] is False
-    share = {"expression": "errors>0.9%", "value": pytest.approx(100 * 8 / 856), "failed": True}
-    assert check("errors>0.9%", mismatch()) == share
-    assert check("errors>0.94%", mismatch())["failed"] is False
+def test_a_name_that_does_not_resolve_is_100_per_cent():
+    document = empty()
+    document["errors"] = [{"phase": "resolve", "error": "unresolved", "count": 1, "example": ""}]
+    assert check("errors>50%", document)["value"] == 100.0
+
+
+def test_messages_that_were_due_and_not_sent_are_compared_by_number_or_share():
+    document = opened()
+    document["messages"]["not_sent"] = 1000
+    assert check("not_sent>999", document) == {"expression": "not_sent>999", "value": 1000, "failed": True}
+    assert check("not_sent>20%", document) == {"expression": "not_sent>20%", "value": 20.0, "failed": False}
+
+
+@pytest.mark.parametrize(
+    ("lost", "expression", "value", "failed"),
+    [
+        (0, "p99.9>1s", 900.0, False),
+        (10, "p50>1s", 900.0, False),
+        (10, "p90>1s", 900.0, False),  # 990 of 1,000 came back
+        (10, "p99>1s", 900.0, False),
+        (10, "p99.9>1s", None, True),
+        (10, "max>1s", None, True),
+        (10, "mean>1s", None, True),
+        (10, "min>1s", 900.0, False),
+        (10, "connect.max>1s", 900.0, False),
+        (510, "p50>1s", None, True),
+        (510, "service.p50<1s", None, True),
+    ],
+)
+@pytest.mark.parametrize("kind", ["mismatched", "unanswered", "not_sent"])
+def test_messages_that_did_not_come_back_count_as_slower_than_any_that_did(lost, expression, value, failed, kind):
+    times = [900_000] * (1000 - lost)
+    document = timed(empty(), response=times, service=times, connect=times)
+    document["messages"][kind] = lost
+    assert check(expression, document) == {"expression": expression, "value_us": value, "failed": failed}
 
 
 def test_every_connection_refused_is_100_per_cent():

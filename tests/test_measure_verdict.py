@@ -40,7 +40,7 @@ def with_(document, **changes):
             "Every byte came back, but not all were sent in time: 4,000 messages, 3.91 MiB; "
             "1,000 messages could not be sent (500 ms of its schedule).",
         ),
-        (refused(), POOR, "Failed: nothing came back; 50 connections could not be made."),
+        (refused(), POOR, "Failed: nothing came back; 50 attempts to connect failed."),
         (
             mismatch(),
             POOR,
@@ -69,6 +69,16 @@ def with_(document, **changes):
             "close: timeout, failed for p99>1us.",
         ),
         (
+            with_(closed(), exit_status=1, errors=[{"phase": "echo", "error": "extra", "count": 1, "example": ""}]),
+            POOR,
+            "More came back than was sent: 4,000 messages, 3.91 MiB; echo: extra.",
+        ),
+        (
+            with_(empty(), exit_status=129),
+            FAIR,
+            "Interrupted by SIGHUP before anything was measured: nothing came back.",
+        ),
+        (
             interrupted(),
             FAIR,
             "Interrupted by SIGINT after 1.50 s: 1,500 messages, 1.46 MiB; 50 messages did not come back.",
@@ -77,7 +87,7 @@ def with_(document, **changes):
         (
             with_(refused(), exit_status=130),
             POOR,
-            "Failed, and interrupted by SIGINT: nothing came back; 50 connections could not be made.",
+            "Failed, and interrupted by SIGINT: nothing came back; 50 attempts to connect failed.",
         ),
         (
             with_(mismatch(), exit_status=130, thresholds=[]),

@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 /* The copying limit: an echo server of one epoll loop, recv and send, without anything around it.
    Usage: echo PORT. It reads up to 64 KiB at a time; what the kernel does not take waits for EPOLLOUT. */
 #include <arpa/inet.h>

@@ -28,8 +28,10 @@ READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 SIGINT = signal.SIGINT
 SIGTERM = signal.SIGTERM
+SIGHUP = getattr(signal, "SIGHUP", None)  # not everywhere
 
 MAX_WAIT = 24 * 3600.0  # seconds; poll(2) and epoll_wait(2) take milliseconds in an int
+TIMERS = 1024
 FD_SETSIZE = 1024  # select(2): descriptors from here on are out of its reach
 SHORT_WAIT = 0.01  # seconds; below, a millisecond more or less matters (see `_select`)
 
@@ -74,6 +76,7 @@ class EventLoop:
         self.now = clock()
         self._epoll = _epoll_descriptor(self._selector)
         self._timers: list[tuple[float, int, Timer]] = []
+        self._timers_at_most = TIMERS  # before the cancelled ones are looked for
         self._timer_count = itertools.count()  # breaks ties: equal times run in the order they were set
         self._soon: deque[Callable[[], object]] = deque()
         self._forgotten: set[Any] = set()  # since this turn began: what the selector said of them no longer counts
@@ -123,6 +126,10 @@ class EventLoop:
     def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
         """Run `callback()` once the loop's clock reads `when`, in seconds."""
         timer = Timer(callback)
+        if len(self._timers) >= self._timers_at_most:  # cancelled ones must not pile up until they are due
+            self._timers = [entry for entry in self._timers if entry[2].callback]
+            heapq.heapify(self._timers)
+            self._timers_at_most = max(2 * len(self._timers), TIMERS)
         heapq.heappush(self._timers, (when, next(self._timer_count), timer))
         return timer
 
@@ -139,6 +146,10 @@ class EventLoop:
         before = signal.set_wakeup_fd(self._wakeup_sender.fileno(), warn_on_full_buffer=False)
         if self._previous_wakeup_fd is None:
             self._previous_wakeup_fd = before
+
+    def ignores(self, signum: int) -> bool:
+        """Return whether whoever started this process had it ignore a signal, as nohup(1) does with SIGHUP."""
+        return signal.getsignal(signum) == signal.SIG_IGN
 
     def run(self) -> None:
         """Turn until `stop()` is called."""
@@ -196,14 +207,18 @@ class EventLoop:
         self._wakeup_sender.close()
 
     def _select(self, wait: float | None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Return what is ready within `wait` seconds.
+        """Return what is ready within `wait` seconds, or a little less.
 
         epoll_wait(2) takes whole milliseconds, rounded up, so whatever is due between two of them would be late. An
-        epoll descriptor can itself be waited for (epoll(7)), and select(2) takes microseconds.
+        epoll descriptor can itself be waited for (epoll(7)), and select(2) takes microseconds: a long wait ends early,
+        and the next turn waits for the rest in this way.
         """
-        if wait and wait < SHORT_WAIT and self._epoll is not None:
-            select.select([self._epoll], [], [], wait)
-            wait = 0
+        if wait and self._epoll is not None:
+            if wait < SHORT_WAIT:
+                select.select([self._epoll], [], [], wait)
+                wait = 0
+            else:
+                wait -= SHORT_WAIT / 2
         return self._selector.select(wait)
 
     def _wait(self, timeout: float | None) -> float | None:

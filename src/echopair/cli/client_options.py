@@ -49,6 +49,7 @@ MEASURED = {
     "report": "--report",
     "fail_if": "--fail-if",
 }
+LOAD = ("-s", "-n", "--seed", "-d", "-r", "--warmup", "--connect-rate", "--reconnect-every", "--start-at", "-i")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -70,7 +71,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _check_merge(args: argparse.Namespace) -> None:
-    if args.target or args.message or args.pipe or args.loopback:
+    load = [option for name, option in MEASURED.items() if option in LOAD and getattr(args, name) is not None]
+    if args.target or args.message or args.pipe or args.loopback or load:
         raise options.UsageError("--merge reads results: leave out what to connect to and what to send")
 
 
@@ -100,7 +102,7 @@ def _check_contents(args: argparse.Namespace, asked: Sequence[str]) -> None:
         others = [*asked, *["-m"] * bool(args.message), *["-c"] * (args.conns > 1)]
         raise options.UsageError(f"- sends standard input on one connection: leave out {', '.join(others)}")
     if args.message and asked:
-        raise options.UsageError(f"-m says what to send, {generating} generate it: leave out one or the other")
+        raise options.UsageError(f"-m says what to send, {generating} goes with generated messages: leave out one")
     if args.message and not all(args.message):
         raise options.UsageError("-m: an empty message has no byte to come back")
     if args.pipe and (sys.stdin is None or sys.stdout is None):
@@ -157,7 +159,7 @@ def parser() -> options.Parser:
 
     add = parser.add_argument_group("how long, how fast").add_argument
     add("-d", "--duration", metavar="S", type=options.duration(0.001),
-        help="send for so long; a broken connection is replaced")
+        help="send for so long, then wait up to --timeout for the rest; a broken connection is replaced")
     add("-r", "--rate", metavar="N", type=options.rate(),
         help="open loop: N messages a second in all, each due at a time fixed in advance "
              "(default: closed loop, the next message after the last one's echo)")
@@ -176,8 +178,7 @@ def parser() -> options.Parser:
     add("--connect-timeout", metavar="S", type=options.duration(0.001), default=f"{CONNECT_TIMEOUT:g}s",
         help="give up connecting to an address after so long")
     add("--fail-if", metavar="EXPR", action=options.Collect, type=options.checked(_threshold),
-        help="exit with 99 if it holds, like 'p99>20ms', 'errors>0.1%%', 'rate<1000', 'connect.p50>5ms'; "
-             "may be repeated")
+        help="exit with 99 if it holds, like 'p99>20ms', 'errors>0.1%%', 'not_sent>0', 'rate<1000'; may be repeated")
 
     add = parser.add_argument_group("what to report").add_argument
     add("--percentiles", metavar="LIST", type=options.percentiles, help=f"of latencies (default: {PERCENTILES})")

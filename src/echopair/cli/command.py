@@ -21,7 +21,8 @@ if TYPE_CHECKING:  # importing typing would take a tenth of the start
 OK = 0
 FAILED = 1  # the network or the echo
 USAGE = 2
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+HUNG_UP = 129  # 128 + SIGHUP, as shells have it
+INTERRUPTED = 130  # 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
 
 LINES_PER_SECOND = 200  # in the log, of what peers cause; warnings are few and always shown

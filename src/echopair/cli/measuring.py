@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
 from datetime import UTC, datetime
@@ -20,6 +21,11 @@ from echopair.client.session import Failure
 from echopair.loop import EventLoop
 from echopair.measure.document import Document
 from echopair.measure.tally import Tally
+from echopair.text import duration
+
+PUNCTUAL = 0.1  # seconds
+
+log = logging.getLogger(__name__)
 
 
 def measure(args: argparse.Namespace, output: Output) -> int:
@@ -48,6 +54,15 @@ def sharpen_timers() -> None:
         pass  # not Linux, or not allowed: the schedule lag will tell
 
 
+def waited_for_cpu() -> float:
+    """Return how many seconds this thread was ready to run and others had the processor; 0 if that is not known."""
+    try:
+        with open("/proc/self/schedstat") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0  # not Linux, or a kernel that does not count it
+
+
 class Run(Watcher):
     """One load, watched: what it tells is passed on, and its result document made at the end."""
 
@@ -59,7 +74,7 @@ class Run(Watcher):
         self._load: Load | None = None
         self._no_load = Tally(open_loop=args.rate is not None)  # while there is none
         self._began = time.time()  # by the wall clock
-        self._busy_from = self._busy = self._took = 0.0  # seconds of CPU, and of the clock
+        self._busy = self._waited = self._took = 0.0  # seconds: with a processor, waiting for one, and in all
         self._told: set[tuple[str, str]] = set()  # kinds of failures, in this interval
         self._progress = self._choose_progress()
 
@@ -77,9 +92,9 @@ class Run(Watcher):
             **{name: getattr(self._args, name) for name in LOAD_OPTIONS if getattr(self._args, name) is not None},
             start_at=start_at,
         )
-        self._event("start", {"target": self._target(), "load": self._asked()})
         self._load = Load(self._loop, addresses, plan, self)
         self._progress.start(self._loop, self._load)
+        self._event("start", {"target": self._target(), "load": self._asked()})
 
     def stop(self) -> None:
         """End now."""
@@ -89,10 +104,12 @@ class Run(Watcher):
             self._loop.stop()
 
     def load_begun(self) -> None:
-        """Note when, by the clocks that others go by."""
+        """Note when, by the clocks that others go by; and whether that is later than was asked for."""
         self._began = time.time()
-        self._busy_from = time.process_time()
-        self._took = -self._loop.clock()
+        self._busy, self._waited, self._took = -time.process_time(), -waited_for_cpu(), -self._loop.clock()
+        late = self._began - (self._args.start_at or self._began) - (self._args.warmup or 0.0)
+        if late > PUNCTUAL:
+            log.warning("began %s after --start-at: the connections were not made in time", duration(late))
 
     def interval_ended(self, interval: Document) -> None:
         """Pass the interval on."""
@@ -109,7 +126,8 @@ class Run(Watcher):
     def load_over(self) -> None:
         """Note how busy this process was; from here on it only waits."""
         if self._took:
-            self._busy = time.process_time() - self._busy_from
+            self._busy += time.process_time()
+            self._waited += waited_for_cpu()
             self._took += self._loop.clock()
 
     def load_done(self) -> None:
@@ -128,9 +146,9 @@ class Run(Watcher):
             "target": self._target(),
             "started_at": f"{began}Z",
             "duration_s": round(seconds, 6),
-            "exit_status": self.reach.status or (FAILED if self.tally.errors else OK),
+            "exit_status": self.reach.status or (FAILED if self.tally.went_wrong else OK),
             "load": self._asked(),
-            "generator": self.tally.generator(self._busy, self._took, shared=self._args.loopback),
+            "generator": self.tally.generator(self._busy, self._waited, self._took, shared=self._args.loopback),
             **self.tally.figures(seconds, self._args.percentiles),
             "thresholds": [],
         }

@@ -77,6 +77,7 @@ class Meter(Progress):
     def start(self, loop: EventLoop, load: Load) -> None:
         """Draw the meter from now on."""
         self._loop = loop
+        self._since = loop.clock()
         self._load = load
         self._draw()
 
@@ -103,7 +104,7 @@ class Meter(Progress):
         load = self._load
         if load.began_at is None:
             connected = f" {load.connected:,} of {load.plan.conns:,}" if load.stage == "connecting" else ""
-            return [Part(0, f"{load.stage}{connected} ..")]
+            return [Part(0, f"{load.stage}{connected} .. {self._loop.clock() - self._since:.0f} s")]
         elapsed = self._loop.clock() - load.began_at
         done, left = self._done(elapsed)
         parts = self._bar(done) if done is not None else []

@@ -7,6 +7,7 @@ command line wins) and errors that take one line.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import shutil
 import socket
@@ -57,7 +58,9 @@ def percentiles(text: str) -> tuple[str, ...]:
     written = {percent.strip() for percent in text.split(",")}
     for percent in written:
         if not re.fullmatch(r"100|[0-9]{1,2}(\.[0-9]{1,9})?", percent, re.ASCII) or not float(percent):
-            raise argparse.ArgumentTypeError(f"{text!r} is no list of percentiles: give it like 50,90,99.9")
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no list of percentiles, which are above 0 and at most 100: give it like 50,90,99.9"
+            )
     return tuple(sorted(written, key=float))
 
 
@@ -65,10 +68,14 @@ def moment(text: str) -> float:
     """Read a moment, like 2026-01-31T12:00:00Z (ISO 8601; without a zone: local) or @1769860800; in epoch seconds."""
     try:
         if text.startswith("@"):
-            return float(text[1:])
-        from datetime import datetime
+            seconds = float(text[1:])
+        else:
+            from datetime import datetime
 
-        return datetime.fromisoformat(text).timestamp()
+            seconds = datetime.fromisoformat(text).timestamp()
+        if not math.isfinite(seconds):
+            raise ValueError
+        return seconds
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a moment: give it like 2026-01-31T12:00:00Z, or in seconds like @1769860800"
@@ -197,6 +204,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError, in place of argparse's exit."""
+        if message.endswith("expected one argument"):
+            message += " (one that begins with - is written --option=-value)"
         raise UsageError(message.removeprefix("argument "))
 
     def _take_defaults_from(self, environ: Mapping[str, str]) -> None:
@@ -228,5 +237,7 @@ class Parser(argparse.ArgumentParser):
         import difflib
 
         options = [option for action in self._actions for option in action.option_strings]
-        close = difflib.get_close_matches(argument.partition("=")[0], options, 1)
+        written = argument.partition("=")[0]
+        close = [option for option in options if option.startswith(written) and len(written) > 2]
+        close += difflib.get_close_matches(written, options, 1)
         return f"unknown option {argument}" + (f" (did you mean {close[0]}?)" if close else "")

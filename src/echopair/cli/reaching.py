@@ -8,8 +8,8 @@ from collections.abc import Callable
 from functools import partial
 
 from echopair.address import Address, AddressError, listen, resolve
-from echopair.cli.command import INTERRUPTED, OK, TERMINATED
-from echopair.loop import SIGINT, SIGTERM, EventLoop
+from echopair.cli.command import HUNG_UP, INTERRUPTED, OK, TERMINATED
+from echopair.loop import SIGHUP, SIGINT, SIGTERM, EventLoop
 from echopair.server.drain import Drain
 from echopair.server.echo import EchoServer
 
@@ -17,7 +17,7 @@ RESOLVE_RETRY_DELAY = 0.2  # seconds
 
 
 class Reach:
-    """Runs a client on `loop` once the server's addresses are known, and ends it on SIGINT and SIGTERM.
+    """Runs a client on `loop` once the server's addresses are known, and ends it on SIGINT, SIGTERM and SIGHUP.
 
     `begin(addresses)` starts the client, `stop()` ends it early, and whoever runs it calls `done()` at its end. A name
     that does not resolve is tried again while `--wait` lasts: a server that comes up may have to get its name first.
@@ -34,6 +34,8 @@ class Reach:
         self._error: AddressError | None = None
         loop.add_signal_handler(SIGINT, partial(self._signalled, INTERRUPTED))
         loop.add_signal_handler(SIGTERM, partial(self._signalled, TERMINATED))
+        if SIGHUP is not None and not loop.ignores(SIGHUP):
+            loop.add_signal_handler(SIGHUP, partial(self._signalled, HUNG_UP))
 
     def run(self, begin: Callable[[list[Address]], object], stop: Callable[[], object]) -> None:
         """Run a client to its end; raises AddressError where the server has no address."""

@@ -10,7 +10,18 @@ import stat
 import sys
 from collections.abc import Callable
 
-from echopair.cli.command import FAILED, INTERRUPTED, OK, TERMINATED, USAGE, Output, columns, complain, wants_colour
+from echopair.cli.command import (
+    FAILED,
+    HUNG_UP,
+    INTERRUPTED,
+    OK,
+    TERMINATED,
+    USAGE,
+    Output,
+    columns,
+    complain,
+    wants_colour,
+)
 from echopair.cli.options import UsageError
 from echopair.measure.document import Document, loaded
 from echopair.measure.verdict import GOOD, verdict
@@ -50,10 +61,14 @@ class Results:
         self._args = args
         self._output = output
         formats: dict[str, tuple[str | None, Callable[[Document], str]]] = {
-            "--output": (args.output, as_json),
+            "--output": (args.output, _as_json),
             "--hdr": (args.hdr, _as_hgrm),
             "--report": (args.report, _as_page),
         }
+        paths = [path for path, _ in formats.values() if path]
+        for path in paths:
+            if paths.count(path) > 1 or path in (args.merge or ()):
+                raise UsageError(f"{path} would be overwritten: give each file a name of its own")
         self._files = [(ResultFile(option, path), text) for option, (path, text) in formats.items() if path]
 
     @property
@@ -64,14 +79,14 @@ class Results:
     def tell(self, document: Document) -> int:
         """Check the thresholds, write everything that was asked for, and return the exit status."""
         document["thresholds"] = [threshold.check(document) for threshold in self._args.fail_if or ()]
-        interrupted = document["exit_status"] in (INTERRUPTED, TERMINATED)
+        interrupted = document["exit_status"] in (HUNG_UP, INTERRUPTED, TERMINATED)
         if any(threshold["failed"] for threshold in document["thresholds"]) and not interrupted:
             document["exit_status"] = THRESHOLD
         status: int = document["exit_status"]
         for file, text in self._files:
             status = max(status, file.write(text(document)))
         if self._args.json:
-            self._output.line(as_json(document), flush=True)
+            self._output.text(_as_json(document))
         elif self._args.json_lines:
             self._output.line(json.dumps({"event": "end", "data": document}, allow_nan=False), flush=True)
         else:
@@ -85,7 +100,7 @@ class Results:
 
 def merge_files(args: argparse.Namespace, output: Output) -> int:
     """Tell the sum of the results in the files that --merge names, and return the exit status."""
-    from echopair.measure.merge import merge
+    from echopair.measure.merge import caveats, merge
 
     documents = []
     for path in args.merge:
@@ -96,16 +111,21 @@ def merge_files(args: argparse.Namespace, output: Output) -> int:
             return complain("echo-client", f"cannot read {path}: {reason(error)}", USAGE)
         except ValueError as error:  # not JSON, not UTF-8
             return complain("echo-client", f"{path} is not a result of echo-client: {error}", USAGE)
+    for path, document in zip(args.merge, documents, strict=True):
+        if documents.count(document) > 1:
+            return complain("echo-client", f"{path} is there twice: a run can be counted but once", USAGE)
     try:
         document = merge(documents, args.merge)
     except ValueError as error:
         return complain("echo-client", str(error), USAGE)
+    for caveat in caveats(documents):
+        complain("echo-client", caveat, OK)
     return Results(args, output).tell(document)
 
 
-def as_json(document: Document) -> str:
+def _as_json(document: Document) -> str:
     """Return the document as JSON, on one line (RFC 8259: neither NaN nor Infinity)."""
-    return json.dumps(document, allow_nan=False)
+    return json.dumps(document, allow_nan=False) + "\n"
 
 
 def _as_hgrm(document: Document) -> str:

@@ -86,7 +86,7 @@ class EchoClient:
             self.stop_dialling(session)
 
     def stop_dialling(self, session: Session) -> bool:
-        """End a session if its connection is not made yet, and return whether it was so; that is no failure."""
+        """End a session if its connection is not made yet, and return whether it was so; that itself is no failure."""
         dial = self._dials.pop(session, None)
         if dial:
             dial.cancel()
@@ -102,6 +102,7 @@ class EchoClient:
         assert isinstance(dial, Dial)  # noqa: S101 - a timer does not connect
         session.connect_seconds = self.loop.clock() - dial.attempted_at
         self._awaited_until = 0.0
+        session.failure = None
         connection = Connection(self.loop, sock, session, format_address(address[1]))
         self.open[connection] = session
         session.ended = self._connection_ended
@@ -112,15 +113,15 @@ class EchoClient:
             connection.abort(error)
 
     def _failed(self, session: Session, failures: list[tuple[Address, OSError]]) -> None:
-        if self.loop.clock() < self._awaited_until:
-            self._dials[session] = self.loop.call_later(RETRY_DELAY, partial(self._dial, session))
-            return
-        del self._dials[session]
         told = "; ".join(f"{format_address(address[1])}: {explain(error)}" for address, error in failures)
         session.failure = Failure(
             "connect", error_name(failures[-1][1]), f"connection {session.number}: cannot connect to {told}"
         )
-        self._session_ended(session)
+        if self.loop.clock() < self._awaited_until:  # that is still its failure if it is stopped meanwhile
+            self._dials[session] = self.loop.call_later(RETRY_DELAY, partial(self._dial, session))
+        else:
+            del self._dials[session]
+            self._session_ended(session)
 
     def _silent(self, connection: Connection) -> None:
         if not connection.closed:  # it may have ended, and wait for its output

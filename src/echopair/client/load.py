@@ -27,9 +27,9 @@ from echopair.measure.document import Document
 from echopair.measure.tally import NS, Tally
 
 CATCH_UP = 1.0  # seconds after the end in which an open loop may still send what was due before it
-RETRY_DELAY = 0.1  # seconds until a broken connection is replaced; doubled each time that fails
-MAX_RETRY_DELAY = 1.0  # seconds
-BROKEN = {"missing", *errno.errorcode.values()}  # what failures are called of connections that ended early
+RETRY_DELAYS = (0.1, 0.2, 0.4, 0.8, 1.0)  # seconds until a broken connection is replaced, and each time that fails
+RELEASED_PER_TURN = 1000  # messages; a schedule that cannot be kept must not keep the loop from its sockets
+BROKEN = {"missing", "closed", *errno.errorcode.values()}  # what failures are called of connections that ended early
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,9 +118,9 @@ class Load:
         self._schedule: Schedule | None = None
         self._next_due = 0  # message of the schedule
         self._last_due = ENDLESS
+        self._due_until = float("inf")  # by the loop's clock: messages due from then on do not count any more
         self._due_before: list[int] = []  # of each session, before measuring
-        self._connected_last = 0  # while messages were begun
-        self._bytes_before = 0  # sent to warm up; as many do not count when they come back
+        self._most_connected = 0  # in this interval
         self._ends_at = 0.0  # the planned end, or that by `stop()`, once it was reached
         self._ending = False  # no message becomes due any more
         self._finished = False
@@ -144,13 +144,19 @@ class Load:
         if self.began_at is None:
             return 0.0
         last = max(session.last_echo for session in self.sessions)
-        return max(last, self._ends_at, self.began_at) - self.began_at
+        ends_at = self._ends_at
+        if self.plan.rate and self.plan.count and not self.stopped:
+            ends_at = max(ends_at, min(self.began_at + self.plan.count / self.plan.rate, self._due_until))
+        return max(last, ends_at, self.began_at) - self.began_at
 
     def stop(self) -> None:
         """End now; what is under way stays unanswered."""
         if not self.stopped:
             self.stopped = True
-            self._ends_at = self._ends_at or self._loop.clock()
+            now = self._loop.clock()
+            if self._schedule and not self._ending:
+                self._release_all(min(now, self._due_until))
+            self._ends_at = self._ends_at or now
             self._end()
             self._client.stop()
 
@@ -172,6 +178,8 @@ class Load:
     def _established(self, session: MeasuredSession) -> None:
         self.tally.established += 1
         self.tally.connect.record(int(session.connect_seconds * NS))
+        self._failing.pop(session, None)
+        self._most_connected = max(self._most_connected, self.connected)
         self._tried(session)
 
     def _ended(self, ended: Session) -> None:
@@ -180,12 +188,10 @@ class Load:
         if failure:
             self._count(failure)
         delay = 0.0
-        if session.messages_echoed and not (failure and failure.phase == "connect"):
-            self._failing.pop(session, None)  # this connection was of use for a while
         if failure or not session.exhausted:
             since, times = self._failing.get(session, (self._loop.now, 0))
             self._failing[session] = since, times + 1
-            delay = min(RETRY_DELAY * 2**times, MAX_RETRY_DELAY)
+            delay = RETRY_DELAYS[min(times, len(RETRY_DELAYS) - 1)]
         if self._is_to_be_replaced(session):
             self._connect(session, delay)
         else:
@@ -233,27 +239,28 @@ class Load:
         now = self._loop.clock()
         if self.plan.rate:
             self._schedule = Schedule(now, self.plan.rate, self.plan.conns)
-        since = now + self.plan.warmup
         for session in self.sessions:
-            session.since = since
             session.schedule = self._schedule
             session.due = 0 if self._schedule else ENDLESS
-        if self.plan.warmup:
-            self.stage = "warming up"
-            self._at("measure", since, partial(self._measure, since))
-        else:
-            self._measure(since)
-        if self._schedule:
-            self._pace()
-        else:
-            self._go_on()
+        if not self.plan.warmup:
+            self._measure(now)
+            return
+        self.stage = "warming up"
+        self._due_until = now + self.plan.warmup
+        self._at("measure", self._due_until, lambda: self._measure(self._due_until))
+        self._send_on()
 
     def _measure(self, since: float) -> None:
+        """Begin to measure: in an open loop what is due from `since` on, in a closed one what is sent from now on."""
+        if self._schedule:
+            self._release_all(since)
+        else:
+            since = self._loop.clock()
         self.began_at = since
         self.stage = "measuring"
-        self._bytes_before, _ = self._client.bytes_moved()
-        if self._schedule:
-            self._release(since, since)
+        for session in self.sessions:
+            session.since = since
+        self._due_until = float("inf") if self.plan.duration is None else since + self.plan.duration
         self._due_before = [session.due if self._schedule else session.begun for session in self.sessions]
         if self.plan.count is not None:
             whole, rest = divmod(self.plan.count, self.plan.conns)
@@ -261,17 +268,16 @@ class Load:
             for place, (session, before) in enumerate(zip(self.sessions, self._due_before, strict=True)):
                 session.limit = before + whole + ((place - self._next_due) % self.plan.conns < rest)
         if self.plan.duration is not None:
-            self._at("deadline", since + self.plan.duration, self._deadline)
+            self._at("deadline", self._due_until, self._deadline)
         self._at("interval", since + self.plan.interval, self._interval)
         self._watcher.load_begun()
-        self._go_on()
+        self._send_on()
 
     def _deadline(self) -> None:
         """Begin no more messages, but those that an open loop owes: they have a moment to catch up."""
-        assert self.began_at is not None and self.plan.duration is not None  # noqa: PT018, S101 - its timer was set
-        self._ends_at = self.began_at + self.plan.duration
+        self._ends_at = self._due_until
         if self._schedule:
-            self._release(self._ends_at, self._ends_at)
+            self._release_all(self._due_until)
         for session in self.sessions:
             session.limit = min(session.limit, session.due if self._schedule else session.begun)
         self._end()
@@ -292,15 +298,15 @@ class Load:
             return
         self._ending = True
         self.stage = "finishing"
-        self._connected_last = self.connected
-        for name in ("begin", "measure", "pace", "deadline", "interval"):
+        for name in ("begin", "measure", "pace", "deadline"):
             self._cancel(name)
         self._left -= len(self._retries)
         for timer in self._retries.values():
             timer.cancel()
         self._retries.clear()
         for session in self.sessions:
-            self.tally.attempted -= self._client.stop_dialling(session)
+            if self._client.stop_dialling(session) and not session.failure:
+                self.tally.attempted -= 1  # neither made nor failed
         self._watcher.load_over()
         self._loop.call_soon(self._finish_if_over)
 
@@ -315,12 +321,11 @@ class Load:
         self._finished = True
         self._end()
         self._cancel("catch up")
-        for session in self.sessions:
-            self.tally.not_sent += self._not_sent(session)
-        sent, received = self._client.bytes_moved()
-        self.tally.bytes_sent = sent - self._bytes_before
-        self.tally.bytes_received = max(received - self._bytes_before, 0)
+        self._cancel("interval")
         if self.began_at is not None:
+            for session in self.sessions:
+                self.tally.not_sent += self._not_sent(session)
+            self.tally.bytes_sent, self.tally.bytes_received = self._bytes()
             self._watcher.interval_ended(self._end_interval(self.seconds))
         self._watcher.load_done()
 
@@ -330,7 +335,7 @@ class Load:
             owed = min(session.due, session.limit) if self._schedule else 0
         else:
             owed = session.limit
-        return max(owed - max(session.begun, self._due_before[session.number - 1] if self._due_before else 0), 0)
+        return max(owed - max(session.begun, self._due_before[session.number - 1]), 0)
 
     # Messages and intervals
 
@@ -338,40 +343,55 @@ class Load:
         for session in self.sessions:
             session.go_on()
 
+    def _send_on(self) -> None:
+        """Begin to send: in a closed loop all that there is room for, in an open one what is due."""
+        if self._schedule:
+            self._pace()
+        else:
+            self._go_on()
+
     def _pace(self) -> None:
-        """Send what is due by now, and come back when the next message is."""
-        end = float("inf")
-        if self.began_at is not None and self.plan.duration is not None:
-            end = self.began_at + self.plan.duration
-        due = self._release(self._loop.clock(), end)
-        if due < end and self._next_due < self._last_due:
-            self._at("pace", due, self._pace)
+        """Send what is due, as far as there is room for it, and come back when the next message is.
 
-    def _release(self, now: float, end: float) -> float:
-        """Send what is due by `now`, and before `end`, as far as there is room; return when the next message is due.
-
-        How late we come to that is our own share of its response time, the schedule lag.
+        How late we come to a message is our own share of its response time, the schedule lag.
         """
         assert self._schedule is not None  # noqa: S101 - only an open loop is paced
-        while (due := self._schedule.due(self._next_due)) <= now and due < end and self._next_due < self._last_due:
+        now, most = self._loop.clock(), min(self._next_due + RELEASED_PER_TURN, self._last_due)
+        while (due := self._schedule.due(self._next_due)) <= now and due < self._due_until and self._next_due < most:
             session = self.sessions[self._next_due % self.plan.conns]
             if due >= session.since:
                 self.tally.schedule_lag.record(int((self._loop.clock() - due) * NS))
             self._next_due += 1
             session.due += 1
             session.go_on()
-        return due
+        if due < self._due_until and self._next_due < self._last_due:
+            self._at("pace", due, self._pace)
+
+    def _release_all(self, end: float) -> None:
+        """Declare due at once what is due before `end`, however much that is; it is sent as there is room."""
+        assert self._schedule is not None  # noqa: S101 - only an open loop is paced
+        self._cancel("pace")
+        self._next_due = min(self._schedule.due_before(end), self._last_due)
+        for place, session in enumerate(self.sessions):
+            session.due = (self._next_due - place + self.plan.conns - 1) // self.plan.conns
 
     def _interval(self) -> None:
         assert self.began_at is not None  # noqa: S101 - its timer was set
-        at = self._loop.clock() - self.began_at
-        width = self.plan.interval
-        left = float("inf") if self.plan.duration is None else self.plan.duration - at
-        if left > width / 2:  # the last one takes in what comes back after the end
-            self._watcher.interval_ended(self._end_interval(at))
-        self._at("interval", self.began_at + (at // width + 1) * width, self._interval)
+        at, width = self._loop.clock() - self.began_at, self.plan.interval
+        self._watcher.interval_ended(self._end_interval(at))
+        at = (at // width + 1) * width
+        if self.plan.duration is not None and abs(at - self.plan.duration) < width / 4:
+            at = self.plan.duration + width / 10  # so that the last one takes in what comes back soon after the end
+        self._at("interval", self.began_at + at, self._interval)
 
     def _end_interval(self, at: float) -> Document:
-        connections = self._connected_last if self._ending else self.connected
-        received = max(self._client.bytes_moved()[1] - self._bytes_before, 0)
-        return self.tally.end_interval(at, received, connections)
+        connections = self._most_connected if self._finished else self.connected
+        self._most_connected = self.connected
+        return self.tally.end_interval(at, self._bytes()[1], connections)
+
+    def _bytes(self) -> tuple[int, int]:
+        """Return how many bytes were sent and received, but for those of messages that only warmed up."""
+        sent, received = self._client.bytes_moved()
+        sent -= self.tally.warmup_sent * self.plan.size
+        received -= self.tally.warmup_echoed * self.plan.size
+        return max(sent, 0), max(received, 0)

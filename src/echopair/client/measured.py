@@ -36,6 +36,13 @@ class Schedule:
         """Return when message number `message` of all is due."""
         return self.begin + message / self.rate
 
+    def due_before(self, end: float) -> int:
+        """Return how many messages are due before `end`."""
+        number = max(int((end - self.begin) * self.rate) - 1, 0)  # or a few more, for floats differ by a hair
+        while self.due(number) < end:
+            number += 1
+        return number
+
 
 @dataclass(slots=True, eq=False)
 class MeasuredSession(Session):
@@ -100,6 +107,8 @@ class MeasuredSession(Session):
             self.in_flight.append((due, now))
             if due >= self.since:
                 self.tally.sent += 1
+            else:
+                self.tally.warmup_sent += 1
         Session.send_piece(self, connection, piece)
 
     def piece_echoed(self) -> None:
@@ -113,6 +122,8 @@ class MeasuredSession(Session):
             self.tally.recent.record(int((now - due) * NS))
             if self.schedule:
                 self.tally.service.record(int((now - handed_over) * NS))
+        else:
+            self.tally.warmup_echoed += 1
 
     def silent(self, timeout: float) -> None:
         """Fail, unless it is our turn: no message is due, or none may be sent yet."""

@@ -153,7 +153,7 @@ class Session(Handler):
             missing = f"{count(owed, 'byte')} sent did not come back" if owed > 0 else "more was to be sent"
             if self.connection.eof_sent:
                 missing += " (it closed upon our EOF; some servers and proxies do not know half-closed connections)"
-            self.fail("echo", "missing", f"the server closed at {self.place()}: {missing}")
+            self.fail("echo", "missing" if owed > 0 else "closed", f"the server closed at {self.place()}: {missing}")
         else:
             connection.send_eof()
 

@@ -9,13 +9,16 @@ import socket
 import struct
 
 TCP_INFO = getattr(socket, "TCP_INFO", None)  # Linux
-SMOOTHED_ROUND_TRIP = 68  # tcpi_rtt, microseconds; RFC 6298's SRTT
 RETRANSMITS = 100  # tcpi_total_retrans, segments in the connection's life
-SIZE = 104  # bytes, up to here
+LEAST_ROUND_TRIP = (
+    148  # tcpi_min_rtt, microseconds; the smoothed one has the peer's delayed ACKs in it, and so its pauses
+)
+NEVER_MEASURED = 2**32 - 1
+SIZE = 152  # bytes, up to here (Linux 4.6)
 
 
 def kernel_figures(sock: socket.socket) -> tuple[int, int] | None:
-    """Return the round-trip time in microseconds and the number of retransmits; None where the kernel does not say."""
+    """Return the least round-trip time in microseconds and the number of retransmits; None where they are not known."""
     if TCP_INFO is None:  # pragma: no cover - not Linux
         return None
     try:
@@ -24,6 +27,6 @@ def kernel_figures(sock: socket.socket) -> tuple[int, int] | None:
         return None
     if len(info) < SIZE:
         return None
-    (round_trip,) = struct.unpack_from("=I", info, SMOOTHED_ROUND_TRIP)
     (retransmits,) = struct.unpack_from("=I", info, RETRANSMITS)
-    return round_trip, retransmits
+    (round_trip,) = struct.unpack_from("=I", info, LEAST_ROUND_TRIP)
+    return None if round_trip == NEVER_MEASURED else (round_trip, retransmits)

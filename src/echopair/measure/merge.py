@@ -23,7 +23,7 @@ from echopair.text import count
 
 Runs = Sequence[tuple[float, Document]]  # seconds after the first one's start
 
-STATUSES = (0, 143, 130, 99, 2, 1)  # from good to bad: a failed echo is worse than an interrupted run
+STATUSES = (0, 129, 143, 130, 99, 2, 1)  # from good to bad: a failed echo is worse than an interrupted run
 HISTOGRAMS = ("response", "service", "connect", "schedule_lag")
 LOOPS = {"closed": "a closed", "open": "an open"}
 SLACK = 0.001  # seconds; started_at has milliseconds
@@ -75,11 +75,23 @@ def merge(documents: Sequence[Any], names: Sequence[str] = ()) -> Document:
         "throughput": _throughput(runs),
         "latency_us": {name: added and summary(added, percents) for name, added in histograms.items()},
         "histograms": {name: added and dumped(added) for name, added in histograms.items()},
-        "intervals": _intervals(runs),
+        "intervals": documents[0]["intervals"] if len(documents) == 1 else _intervals(runs),
         "tcp": _tcp(documents),
         "errors": _errors(documents),
         "thresholds": [],
     }
+
+
+def caveats(documents: Sequence[Document]) -> list[str]:
+    """Return what to bear in mind of the sum of these valid documents, a sentence each."""
+    starts = [datetime.fromisoformat(document["started_at"]).timestamp() for document in documents]
+    ends = [start + document["duration_s"] for start, document in zip(starts, documents, strict=True)]
+    said = []
+    if max(starts) >= min(ends):
+        said.append("these runs did not all overlap: the rate is over the time in which any of them ran")
+    if len(set(_each(documents, "target"))) > 1:
+        said.append("these runs had different targets")
+    return said
 
 
 # Histograms in documents

@@ -16,7 +16,7 @@ from html import escape
 from typing import Any
 
 from echopair.measure.document import loaded
-from echopair.measure.verdict import verdict
+from echopair.measure.verdict import not_timed, verdict
 from echopair.text import duration, size
 
 NONE = "\N{EN DASH}"  # a figure that does not apply
@@ -28,13 +28,14 @@ TIMES = ((3600.0, "h", 7200.0), (60.0, "min", 120.0), (1.0, "s", 1.0), (1e-3, "m
 MARKS = {"good": "\N{CHECK MARK}", "fair": "!", "poor": "\N{MULTIPLICATION SIGN}"}
 MODELS = {
     "closed": "Closed loop: a connection sends on after an echo only, so latency is subject to coordinated omission.",
-    "open": "Open loop: response time runs from the moment a message was due, so a stall counts in full.",
+    "open": "Open loop: response time runs from the moment a message was due, service time from its hand-over to the "
+    "kernel. Schedule lag is how late the client itself was; the rest a message waited for room on its connection.",
 }
 LATENCIES = (
     ("response", "Response"),
     ("service", "Service"),
     ("connect", "Connect"),
-    ("schedule_lag", "Sent late by"),
+    ("schedule_lag", "Schedule lag"),
 )
 
 Points = Sequence[tuple[float, float | None]]
@@ -260,7 +261,9 @@ def over_time(intervals: Sequence[dict[str, Any]]) -> str:
     )
     figures = []
     if latencies := [step[key] for step in steps for key in ("50", "99", "max") if step[key] is not None]:
-        lines = [("Slowest", "three", line("max")), ("p99", "two", line("99")), ("Median", "one", line("50"))]
+        named = (("Slowest", "three", "max"), ("p99", "two", "99"), ("Median", "one", "50"))
+        there = [each for each in named if any(step[each[2]] is not None for step in steps)]
+        lines = [(name, look, line(key)) for name, look, key in there]
         note = f"Response time of each {each}{worst}; a gap is one in which nothing came back."
         figures.append(chart("Latency over time", note, x, latency_axis(latencies), lines))
     for title, key, look, note, unit in (
@@ -284,6 +287,7 @@ def page(document: dict[str, Any]) -> str:
     )
     latency = distribution(document) or "<p>No message came back, so there is nothing to draw.</p>"
     timeline = over_time(document["intervals"])
+    left_out = not_timed(document)
     version = escape(f"{document['program']} {document['version']}")
     moment = escape(document["started_at"])
     started = escape(f"{document['started_at'][:19].replace('T', ' ')} UTC")
@@ -298,6 +302,7 @@ def page(document: dict[str, Any]) -> str:
             f'<p class="note">{note}</p>' if generator["limited"] else "",
             key_figures(document),
             f'<p class="soft">{MODELS[model]}</p>',
+            f'<p class="note">{left_out}</p>' if left_out else "",
             f"<h2>Latency</h2>\n{latency}\n{latency_table(document['latency_us'])}",
             f'<h2>Over time</h2>\n<div class="charts">\n{timeline}\n</div>' if timeline else "",
             errors_table(document["errors"]),
@@ -398,7 +403,7 @@ def details(document: dict[str, Any]) -> str:
         "Messages": [(name.capitalize().replace("_", " "), _number(number)) for name, number in messages.items()],
         "Connections": [(name.capitalize().replace("_", " "), _number(number)) for name, number in connections.items()],
         "Volume": [("Bytes sent", _number(volume["sent"])), ("Bytes received", _number(volume["received"]))],
-        "TCP": [("Round trip", _time(tcp.get("rtt_us"))), ("Retransmits", _number(tcp.get("retransmits")))],
+        "TCP": [("Least round trip", _time(tcp.get("rtt_us"))), ("Retransmits", _number(tcp.get("retransmits")))],
         "Run": [
             ("Duration", _seconds(document["duration_s"])),
             ("Exit status", str(document["exit_status"])),

@@ -16,7 +16,7 @@ from typing import Any
 
 from echopair.measure.document import Document
 from echopair.measure.hgrm import bucket_width
-from echopair.measure.verdict import POOR, verdict
+from echopair.measure.verdict import POOR, not_timed, verdict
 from echopair.text import count, duration, size
 
 BOLD, RED, DIM, PLAIN = "\x1b[1m", "\x1b[1;31m", "\x1b[2m", "\x1b[m"  # ECMA-48 8.3.117, SGR
@@ -78,6 +78,9 @@ class _Page:
         """Write a table of the latencies of which there are any, a column each."""
         latencies = document["latency_us"]
         columns = {name: latencies[name] for name in NAMES if latencies[name] and latencies[name]["count"]}
+        closed = document["load"]["model"] == "closed"
+        if closed:
+            columns.pop("service", None)  # it is the response time
         self._rule("latency")
         if not columns:
             self._note("Nothing to time: no connection was made.")
@@ -93,10 +96,12 @@ class _Page:
             self.lines.append(f"  {label:7}" + "".join(cells))
         self.lines.append(f"  {'count':7}" + "".join(f"{column['count']:>16,}" for column in columns.values()))
         self.lines.append("")
+        if left_out := not_timed(document):
+            self._note(left_out)
         self._note(
             "Response runs from the moment a message was due, service from its hand-over to the kernel; schedule lag "
             "is how late the client itself was, and the rest a message waited for room on its connection."
-            if document["load"]["model"] == "open"
+            if not closed
             else "A closed loop waits with the next message for the last one's echo, so these figures are subject to "
             "coordinated omission: they leave out the messages that a stall holds back. An open loop (--rate) does not."
         )
@@ -189,7 +194,7 @@ def _facts(document: Document) -> Iterator[tuple[str, str]]:
     yield "server", document["target"]
     yield "run", f"{document['started_at'][:19].replace('T', ' ')} UTC, for {duration(document['duration_s'])}"
     if tcp:
-        yield "tcp", f"round trip {_time(tcp['rtt_us'])}, {count(tcp['retransmits'], 'retransmit')}"
+        yield "tcp", f"least round trip {_time(tcp['rtt_us'])}, {count(tcp['retransmits'], 'retransmit')}"
     if busy["cpu_percent"] is not None:
         yield "client", f"CPU {busy['cpu_percent']:.0f} % busy"
 
@@ -234,7 +239,7 @@ def _time(us: float | None) -> str:
 def _measured(threshold: Document) -> str:
     if "value_us" in threshold:
         value = threshold["value_us"]
-        return "there is no such figure" if value is None else f"it is {_time(value)}"
+        return "nobody can say that it does not hold" if value is None else f"it is {_time(value)}"
     value, expression = threshold["value"], threshold["expression"].lower()
     if value is None:
         return "nothing was attempted"

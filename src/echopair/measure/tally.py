@@ -6,7 +6,7 @@ a histogram at once, that of the current interval, which at the interval's end i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from echopair.measure.document import NS_PER_US, Document, dumped, summary
@@ -17,6 +17,7 @@ INTERVAL_PERCENTS = (50, 99)
 BUSY = 95.0  # per cent of one processor; from there on a client is measured, not a server
 TELLING = 0.1  # seconds; CPU time comes in ticks of up to 10 ms
 LATE = 5_000_000  # nanoseconds; more is not the 1 ms of a coarse timer, but a client that cannot follow
+MAX_INTERVALS = 7200  # two hours of seconds; beyond, neighbours are joined
 
 
 @dataclass(slots=True)
@@ -25,6 +26,22 @@ class ErrorCount:
 
     example: str
     count: int = 0
+
+
+def batched(intervals: list[Document]) -> Iterator[list[Document]]:
+    """Yield neighbours, two at a time; the last one may be alone."""
+    return (intervals[place : place + 2] for place in range(0, len(intervals), 2))
+
+
+def joined(first: Document, last: Document | None = None) -> Document:
+    """Return one interval for two neighbours: sums, and the worse of both latencies."""
+    if last is None:
+        return first
+    worse = {
+        key: max(each["response_us"][key] or 0.0 for each in (first, last)) or None for key in first["response_us"]
+    }
+    sums = {key: first[key] + last[key] for key in ("duration_s", "messages", "bytes", "errors")}
+    return {**last, **sums, "response_us": worse}
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +53,8 @@ class Tally:
     mismatched: int = 0
     unanswered: int = 0
     not_sent: int = 0
+    warmup_sent: int = 0  # messages; these two are in no other figure
+    warmup_echoed: int = 0
     attempted: int = 0
     established: int = 0
     failed: int = 0
@@ -65,6 +84,11 @@ class Tally:
         """How many things failed."""
         return sum(error.count for error in self.errors.values())
 
+    @property
+    def went_wrong(self) -> bool:
+        """Whether anything failed, or something that was sent did not come back as it was."""
+        return bool(self.errors or self.mismatched or self.unanswered)
+
     def fail(self, phase: str, error: str, story: str) -> None:
         """Count one failure."""
         self.errors.setdefault((phase, error), ErrorCount(story)).count += 1
@@ -93,21 +117,27 @@ class Tally:
             "response_us": {**percentiles, "max": ended.max / NS_PER_US if some else None},
         }
         self._interval_from = at
+        if len(self.intervals) >= MAX_INTERVALS:
+            self.intervals = [joined(*pair) for pair in batched(self.intervals)]
         self.intervals.append(interval)
         return interval
 
-    def generator(self, busy: float, seconds: float, *, shared: bool) -> Document:
+    def generator(self, busy: float, waited: float, seconds: float, *, shared: bool) -> Document:
         """Return whether the client was the bottleneck, and why; `shared` says that the server is in this process.
 
-        It was busy for `busy` seconds of CPU in `seconds` of the run; in too short a time that tells nothing.
+        It had a processor for `busy` seconds and waited for one for `waited` seconds, in `seconds` of the run; in too
+        short a time that tells nothing.
         """
-        cpu_percent = min(100 * busy / seconds, 100.0) if seconds >= TELLING else None
-        late = self.schedule_lag.percentile(99) or 0
+        telling = seconds >= TELLING
+        cpu_percent = min(100 * busy / seconds, 100.0) if telling else None
+        late = self.schedule_lag.percentile(99.9) or 0
         reasons = []
         if cpu_percent is not None and cpu_percent >= BUSY:
             reasons.append(f"its CPU was {cpu_percent:.0f} % busy" + (", with the server in it (--loopback)" * shared))
+        elif telling and 100 * (busy + waited) / seconds >= BUSY:
+            reasons.append(f"its CPU was {cpu_percent:.0f} % busy, and others kept it waiting for more")
         if late >= LATE:
-            reasons.append(f"it was {late / 1e6:.1f} ms behind its own schedule (p99)")
+            reasons.append(f"it was {late / 1e6:.1f} ms behind its own schedule (p99.9)")
         return {
             "cpu_percent": None if cpu_percent is None else round(cpu_percent, 1),
             "limited": bool(reasons),

@@ -1,7 +1,9 @@
 """Thresholds: what a user wants a run to fail for, as `p99>20ms`, and whether a result document does.
 
     [HISTOGRAM.]pNN[.N] | [HISTOGRAM.]mean|min|max     a latency; the value in us, ms, s, m, h
-    errors                                             failures; the value a count, or in % of all attempts
+    errors                                             as the report counts them; the value a count, or in % of the
+                                                       messages sent and the connections attempted
+    not_sent                                           messages due and not sent; a count, or in % of those due
     rate                                               messages a second; the value plain or in k, m (1000)
     bytes_rate                                         bytes a second; the value plain or in K, M, G (1024)
 
@@ -20,8 +22,8 @@ from typing import Any
 from echopair.measure.document import NS_PER_US, loaded
 
 GRAMMAR = (
-    "give [response.|service.|connect.|lag.]p99|mean|min|max, errors, rate or bytes_rate, then >, >=, < or <=, "
-    "then a value with its unit, like p99>20ms, errors>0.1%, rate<10k, bytes_rate<5M/s"
+    "give [response.|service.|connect.|lag.]p99|mean|min|max, errors, not_sent, rate or bytes_rate, "
+    "then >, >=, < or <=, then a value with its unit, like p99>20ms, errors>0.1%, rate<10k, bytes_rate<5M/s"
 )
 SHAPE = re.compile(r"([a-z0-9_.]+?)\s*(>=|<=|>|<)\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*(us|ms|[smhkg%]?)(/s)?", re.ASCII)
 LATENCY = re.compile(r"(?:(response|service|connect|schedule_lag|lag)\.)?(?:p([0-9]+(?:\.[0-9]+)?)|(mean|min|max))")
@@ -34,6 +36,7 @@ OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
 UNITS: Mapping[str, Mapping[str, float]] = {  # latencies are compared in microseconds
     "latency": {"us": 1, "ms": 1e3, "s": 1e6, "m": 60e6, "h": 3600e6},  # never bare: p99>20 is not what it looks like
     "errors": {"": 1, "%": 1},
+    "not_sent": {"": 1, "%": 1},
     "rate": {"": 1, "k": 1e3, "m": 1e6},
     "bytes_rate": {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3},
 }
@@ -44,7 +47,7 @@ class Threshold:
     """A figure of a result document and what it must not be."""
 
     expression: str
-    figure: str  # a histogram's name, or errors, errors%, rate, bytes_rate
+    figure: str  # a histogram's name, or errors, errors%, not_sent, not_sent%, rate, bytes_rate
     statistic: str  # of a histogram: mean, min, max or a percentage; else empty
     operator: str
     value: float  # microseconds, a number, per cent, or messages or bytes a second
@@ -73,9 +76,9 @@ class Threshold:
     def check(self, document: dict[str, Any]) -> dict[str, Any]:
         """Return the entry for a document's `thresholds`: the figure, and whether it is what it must not be.
 
-        A latency that does not exist, for no message came back or the loop is closed and has no lag, is None and
-        counts as failed: nobody can say that it is good. `errors` says what errors are; in per cent they are None of no
-        attempt at all, which has not failed. A rate of nothing is 0.
+        A latency that nobody can know is None and counts as failed: of messages that did not come back, or were due and
+        not sent, it is known only that they took longer than any that did. `errors` in per cent are None of no attempt
+        at all, which has not failed. A rate of nothing is 0.
         """
         if self.statistic:
             measured = _latency(document, self.figure, self.statistic)
@@ -86,36 +89,32 @@ class Threshold:
         return {"expression": self.expression, "value": measured, "failed": failed}
 
 
-def errors(document: dict[str, Any]) -> tuple[int, int]:
-    """Return how many things failed in a run, and how many were attempted.
-
-    Both count messages and connections. A message fails that comes back wrong, does not come back or cannot be sent; a
-    connection, that cannot be made or ends early. So a connection that is lost with three messages under way is four
-    failures. Attempted are the messages sent, those that could not be, and the connections; so the share of failures
-    is at most 100 %, and 50 of 50 connections refused are just that.
-    """
-    messages, connections = document["messages"], document["connections"]
-    failed = messages["mismatched"] + messages["unanswered"] + messages["not_sent"]
-    failed += connections["failed"] + connections["closed_early"]
-    return failed, messages["sent"] + messages["not_sent"] + connections["attempted"]
-
-
 def _latency(document: dict[str, Any], name: str, statistic: str) -> float | None:
-    """Return a statistic in microseconds; None of nothing. From the histogram, so that any percentile will do."""
+    """Return a statistic in microseconds; None if it cannot be known. Any percentile will do, of the histogram."""
     histogram = loaded(document["histograms"][name])
-    if not histogram.count:
+    messages = document["messages"]
+    lost = 0
+    if name in ("response", "service"):
+        lost = messages["mismatched"] + messages["unanswered"] + messages["not_sent"]
+    count = histogram.count
+    if not count or (lost and statistic in ("mean", "max")):
         return None
     if statistic in ("mean", "min", "max"):
         return float(getattr(histogram, statistic)) / NS_PER_US
-    return (histogram.percentile(float(statistic)) or 0) / NS_PER_US
+    percent = float(statistic) * (count + lost) / count
+    return None if percent > 100 else (histogram.percentile(percent) or 0) / NS_PER_US
 
 
 def _count(document: dict[str, Any], figure: str) -> float | None:
-    if figure == "rate":
-        return float(document["throughput"]["messages_per_s"])
-    if figure == "bytes_rate":
-        return float(document["throughput"]["bytes_per_s"])
-    failed, attempted = errors(document)
-    if figure == "errors":
-        return failed
-    return 100 * failed / attempted if attempted else None
+    messages = document["messages"]
+    due = messages["sent"] + messages["not_sent"]
+    if figure in ("rate", "bytes_rate"):
+        return float(document["throughput"]["messages_per_s" if figure == "rate" else "bytes_per_s"])
+    if figure.startswith("not_sent"):
+        failed, attempted = messages["not_sent"], due
+    else:
+        failed = sum(error["count"] for error in document["errors"])
+        attempted = max(messages["sent"] + document["connections"]["attempted"], failed)
+    if figure.endswith("%"):
+        return 100 * failed / attempted if attempted else None
+    return float(failed)

@@ -16,7 +16,7 @@ CHECKED = {
     "length": "Every message came back at its length",
     "none": "Every message was answered, unchecked",
 }
-SIGNALS = {130: "SIGINT", 143: "SIGTERM"}
+SIGNALS = {129: "SIGHUP", 130: "SIGINT", 143: "SIGTERM"}
 
 
 class Verdict(NamedTuple):
@@ -43,6 +43,8 @@ def verdict(document: Document) -> Verdict:
         (tone, headline)
         for holds, tone, headline in (
             (messages["mismatched"], POOR, "Not every byte came back intact"),
+            (any(error["error"] == "extra" for error in document["errors"]), POOR, "More came back than was sent"),
+            (signal and not document["duration_s"], FAIR, f"Interrupted by {signal} before anything was measured"),
             (signal and document["errors"], POOR, f"Failed, and interrupted by {signal}"),
             (signal, FAIR, f"Interrupted by {signal} after {duration(document['duration_s'])}"),
             (not messages["echoed"] and (document["errors"] or status == 1), POOR, "Failed"),
@@ -68,7 +70,7 @@ def _troubles(document: Document) -> list[str]:
     troubles = [
         f"{count(number, noun)} {what}"
         for number, noun, what in (
-            (connections["failed"], "connection", "could not be made"),
+            (connections["failed"], "attempt", "to connect failed"),
             (connections["closed_early"], "connection", "ended early"),
             (messages["mismatched"], "message", "came back altered"),
             (messages["unanswered"], "message", "did not come back"),
@@ -76,4 +78,18 @@ def _troubles(document: Document) -> list[str]:
         )
         if number
     ]
-    return troubles or [f"{error['phase']}: {error['error']}" for error in document["errors"]]
+    return troubles + [
+        f"{error['phase']}: {error['error']}"
+        for error in document["errors"]
+        if error["phase"] not in ("connect", "echo") or error["error"] == "extra"  # others are in the counts above
+    ]
+
+
+def not_timed(document: Document) -> str:
+    """Return a sentence on the messages that no latency is known of, and theirs would be the worst; else nothing."""
+    messages = document["messages"]
+    lost = messages["mismatched"] + messages["unanswered"] + messages["not_sent"]
+    if not lost:
+        return ""
+    due = messages["sent"] + messages["not_sent"]
+    return f"{lost:,} of {count(due, 'message')} did not come back or were not sent: they are not in these figures."

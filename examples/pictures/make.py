@@ -1,6 +1,6 @@
 """Make the README's pictures of the live meter and of the page, from one real run.
 
-Run it: python examples/pictures.py    (echopair installed, Chromium on the path)
+Run it: python examples/pictures/make.py    (echopair installed, Chromium on the path)
 
 It serves on a free port, sends 5,000 messages a second for ten seconds and, to show what honest latency looks like,
 stops the server for half a second in the middle. What the client drew on its terminal after eight, and the page that it
@@ -23,7 +23,7 @@ import termios
 import time
 from pathlib import Path
 
-HERE = Path(__file__).parent / "pictures"
+HERE = Path(__file__).parent
 COLUMNS = 100
 LOAD = ["-c", "50", "-d", "10s", "-r", "5k"]
 STOPPED = 0.5  # seconds
@@ -91,7 +91,6 @@ def as_page(command: str, frame: str) -> str:
 def main() -> None:
     """Make both pictures."""
     browser = chromium()
-    HERE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         frames = run(directory)
