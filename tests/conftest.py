@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from echopair.loop import EventLoop
+from echopair.loop import EventLoop, LeanEpollSelector
 from helpers import Clock, descriptors
 
 
@@ -17,8 +17,10 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["EpollSelector", "PollSelector", "SelectSelector"])
+@pytest.fixture(params=["LeanEpollSelector", "PollSelector", "SelectSelector"])
 def selector(request: pytest.FixtureRequest) -> selectors.BaseSelector:
+    if request.param == "LeanEpollSelector" and hasattr(selectors, "EpollSelector"):
+        return LeanEpollSelector()
     if not hasattr(selectors, request.param):
         pytest.skip(f"this system has no {request.param}")
     return getattr(selectors, request.param)()

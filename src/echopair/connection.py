@@ -18,6 +18,10 @@ from dataclasses import dataclass
 
 from echopair.loop import READ, WRITE, EventLoop
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # importing typing would take a tenth of the start
+    from typing import Any
+
 try:
     from fcntl import ioctl
     from termios import TIOCOUTQ
@@ -71,7 +75,7 @@ class Connection:
     peer: str
     max_buffer: int = MAX_BUFFER
     inbound: bytes | bytearray = b""
-    outbound: bytes | bytearray = b""
+    outbound: Any = b""  # bytes or bytearray; or another kind of buffer that a subclass knows, with a length
     bytes_received: int = 0
     bytes_sent: int = 0
     active_at: float = 0.0
@@ -193,12 +197,14 @@ class Connection:
             if not self.discarding:
                 self.handler.data_received(self, data)
         else:
-            self.eof_received = True
-            self.handler.eof_received(self)
-            self._settle()
+            self._take_eof()
+
+    def _take_eof(self) -> None:
+        self.eof_received = True
+        self.handler.eof_received(self)
+        self._settle()
 
     def _flush(self) -> None:
-        assert isinstance(self.outbound, bytearray)  # noqa: S101 - not empty, so a bytearray
         try:
             sent = self.sock.send(self.outbound)
         except BlockingIOError:
@@ -218,8 +224,11 @@ class Connection:
     def _stop_sending(self, error: OSError) -> None:
         """Drop what is owed, but read on: what the peer sent before it failed us may still be in the kernel."""
         self.error = error
-        self.outbound = b""
+        self._drop_outbound()
         self.send_eof()
+
+    def _drop_outbound(self) -> None:
+        self.outbound = b""
 
     def _settle(self) -> None:
         """Bring the selector into line with the state; send EOF, and end, when their time has come."""
@@ -244,7 +253,7 @@ class Connection:
         if self.closed:
             return
         self.closed = self.eof_queued = True
-        self.outbound = b""
+        self._drop_outbound()
         self.loop.watch(self.sock, 0)
         try:
             self.handler.closing(self)

@@ -31,6 +31,9 @@ SIGTERM = signal.SIGTERM
 SIGHUP = getattr(signal, "SIGHUP", None)  # not everywhere
 
 MAX_WAIT = 24 * 3600.0  # seconds; poll(2) and epoll_wait(2) take milliseconds in an int
+EVENTS_PER_TURN = 256
+ALL = 31  # EPOLLIN, EPOLLPRI, EPOLLOUT, EPOLLERR, EPOLLHUP (epoll_ctl(2))
+MASKS = [(WRITE if event & ~1 else 0) | (READ if event & ~4 else 0) for event in range(ALL + 1)]  # as selectors has it
 TIMERS = 1024
 FD_SETSIZE = 1024  # select(2): descriptors from here on are out of its reach
 SHORT_WAIT = 0.01  # seconds; below, a millisecond more or less matters (see `_select`)
@@ -44,6 +47,33 @@ def _epoll_descriptor(selector: selectors.BaseSelector) -> int | None:
         return None
     descriptor: int = selector.fileno()  # type: ignore[attr-defined]
     return descriptor if descriptor < FD_SETSIZE else None
+
+
+class LeanEpollSelector(getattr(selectors, "EpollSelector", selectors.DefaultSelector)):  # type: ignore[misc]
+    """The EpollSelector, with a shorter `select()`: a tenth of what it takes to echo a small message was in there.
+
+    Nor does a turn cost more with ten thousand connections that are idle: it asks for so many events at most, and who
+    is left out comes first the next time (epoll_wait(2)). It relies on two private names, as `default_selector` checks.
+    """
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Return what is ready within `timeout` seconds (None: as long as it takes), as EpollSelector does."""
+        keys = self._fd_to_key
+        return [
+            (key, MASKS[event & ALL] & key.events)
+            for fd, event in self._selector.poll(-1 if timeout is None else max(timeout, 0), EVENTS_PER_TURN)
+            if (key := keys.get(fd))
+        ]
+
+
+def default_selector() -> selectors.BaseSelector:
+    """Return the best selector there is."""
+    if hasattr(selectors, "EpollSelector"):
+        selector = LeanEpollSelector()
+        if {"_fd_to_key", "_selector"} <= vars(selector).keys():
+            return selector
+        selector.close()
+    return selectors.DefaultSelector()
 
 
 class Timer:
@@ -71,7 +101,7 @@ class EventLoop:
         selector: selectors.BaseSelector | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._selector = selectors.DefaultSelector() if selector is None else selector
+        self._selector = default_selector() if selector is None else selector
         self.clock = clock
         self.now = clock()
         self._epoll = _epoll_descriptor(self._selector)

@@ -67,7 +67,9 @@ def _server(loop: EventLoop, listeners: list[socket.socket], args: argparse.Name
 
     raise_descriptor_limit()
     kind = VerboseEchoServer if args.log_level == logging.DEBUG else EchoServer
-    server = kind(loop, listeners, max_conns=args.max_conns, max_buffer=args.max_buffer)
+    server = kind(
+        loop, listeners, max_conns=args.max_conns, max_buffer=args.max_buffer, zero_copy=not args.no_zero_copy
+    )
     if args.idle_timeout is not None:
         from echopair.idle import IdleWatch
 
@@ -114,6 +116,7 @@ def _parser() -> options.Parser:
         help="connections at once; the excess waits in the listen queue (default: what descriptors allow)")
     add("--max-buffer", metavar="BYTES", type=options.size(1), default="256K",
         help="owed to one peer before reading from it pauses")
+    add("--no-zero-copy", action="store_true", help="copy large messages through the process, as small ones are")
     add("--idle-timeout", metavar="S", type=options.duration(0.001), help="end silent connections (default: never)")
     add("--drain-timeout", metavar="S", type=options.duration(), default="5s",
         help="how long SIGTERM and SIGINT wait for what is owed")

@@ -67,6 +67,7 @@ class Drain(Handler):
     def _end(self) -> None:
         self._timer.cancel()
         self._quiet_watch.close()
+        self._server.close()
         self._done()
 
     def _quiet(self, connection: Connection) -> None:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import logging
 import socket
+from functools import partial
 
 from echopair.address import Address, format_address
 from echopair.connection import MAX_BUFFER, Connection, Handler
 from echopair.loop import EventLoop
 from echopair.server.acceptor import ACCEPTS_PER_WAKEUP, Acceptor
+from echopair.server.stream import EchoStream
+from echopair.server.zerocopy import Pipes, splice
 from echopair.text import count, printable, reason
 
 TYPE_CHECKING = False
@@ -26,7 +29,8 @@ class EchoServer(Handler):
 
     It is the handler of all its connections: a subclass with its own `data_received` is another kind of server.
     At most `max_conns` are served at once, the excess waits in the listen queue; at most about `max_buffer` bytes
-    are held for one peer.
+    are held for one peer. Where nothing else is to be done with the bytes they take the short path (stream.py), and
+    with `zero_copy`, where the system has splice(2), large ones do not enter the process.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class EchoServer(Handler):
         *,
         max_conns: int | None = None,
         max_buffer: int = MAX_BUFFER,
+        zero_copy: bool = True,
     ) -> None:
         self.loop = loop
         self.addresses: list[Address] = [(listener.family, listener.getsockname()) for listener in listeners]
@@ -45,6 +50,8 @@ class EchoServer(Handler):
         self.bytes_sent = 0
         self._max_conns = max_conns
         self._max_buffer = max_buffer
+        self._streams = type(self).data_received is EchoServer.data_received
+        self._pipes = Pipes() if self._streams and zero_copy and splice else None
         self.acceptor = Acceptor(loop, listeners, self._accepted, self._room)
 
     def close(self) -> None:
@@ -52,6 +59,8 @@ class EchoServer(Handler):
         self.acceptor.close()
         for connection in self.connections:
             connection.abort()
+        if self._pipes:
+            self._pipes.close()
 
     def data_received(self, connection: Connection, data: bytes) -> None:
         """Echo."""
@@ -73,7 +82,8 @@ class EchoServer(Handler):
 
     def _accepted(self, sock: socket.socket, address: Any) -> None:
         sock.setblocking(False)
-        connection = Connection(self.loop, sock, self, format_address(address), self._max_buffer)
+        kind = partial(EchoStream, pipes=self._pipes) if self._streams else Connection
+        connection = kind(self.loop, sock, self, format_address(address), self._max_buffer)
         self.connections.add(connection)
         self.connections_served += 1
         log.info("%s  connected (%d open)", connection.peer, len(self.connections))

@@ -1,0 +1,298 @@
+"""The short path of a byte, and zero copy: what a stream does by itself, where it falls back, what it gives back."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from echopair.connection import Handler
+from echopair.server import zerocopy
+from echopair.server.stream import LARGE, EchoStream
+from echopair.server.zerocopy import PIPE_SIZE, SPARE_PIPES, Pipe, Pipes
+from helpers import Recorder, ScriptedSocket, read_all, run_until, settle, small_pair, tcp_pair
+
+pytestmark = pytest.mark.skipif(zerocopy.splice is None, reason="this system has no splice(2)")
+
+BIG = os.urandom(4 << 20)
+
+
+@pytest.fixture
+def pipes() -> Iterator[Pipes]:
+    pipes = Pipes()
+    yield pipes
+    pipes.close()
+
+
+@pytest.fixture
+def stream(loop, pipes) -> Iterator[Callable[..., tuple[EchoStream, socket.socket, Recorder]]]:
+    """Make a stream on one end of a TCP connection, and yield it with the other end and its handler."""
+    made: list[tuple[EchoStream, socket.socket]] = []
+
+    def make(pair=tcp_pair, handler: Handler | None = None, **options):
+        ours, theirs = pair()
+        handler = handler or Recorder()
+        options = {"pipes": pipes, **options}
+        connection = EchoStream(loop, ScriptedSocket(ours), handler, "peer", **options)
+        made.append((connection, theirs))
+        return connection, theirs, handler
+
+    yield make
+    for connection, theirs in made:
+        connection.abort()
+        theirs.close()
+    settle(loop)
+
+
+def push(loop, peer: socket.socket, payload: bytes) -> bytes:
+    """Send all of `payload` and return what has come back by then, reading as it comes."""
+    unsent, received = memoryview(payload), bytearray()
+
+    def done() -> bool:
+        nonlocal unsent
+        try:
+            unsent = unsent[peer.send(unsent) :] if unsent else unsent
+        except BlockingIOError:
+            pass
+        try:
+            received.extend(peer.recv(1 << 20))
+        except BlockingIOError:
+            pass
+        return len(received) >= len(payload)
+
+    run_until(loop, done)
+    return bytes(received)
+
+
+def fill(loop, peer: socket.socket, payload: bytes = BIG * 8) -> int:
+    """Send without reading until nothing moves; return how much was sent."""
+    sent = idle = 0
+    while idle < 20:
+        try:
+            sent += peer.send(memoryview(payload)[sent : sent + PIPE_SIZE])
+            idle = 0
+        except BlockingIOError:
+            idle += 1
+        loop.run_once(0)
+    return sent
+
+
+def test_small_messages_are_one_recv_and_one_send_and_nothing_else(stream, loop):
+    connection, peer, handler = stream()
+    for number in range(10):
+        peer.send(b"%d" % number)
+        run_until(loop, lambda number=number: connection.bytes_sent == number + 1)
+    assert connection.sock.calls == ["recv", "send"] * 10
+    assert handler.events == []
+    assert not connection.large
+    assert (connection.bytes_received, connection.bytes_sent) == (10, 10)
+
+
+def test_large_ones_go_through_the_shared_pipe_and_leave_it_empty(stream, loop, pipes):
+    connection, peer, _ = stream()
+    assert push(loop, peer, BIG) == BIG
+    assert connection.large
+    assert connection.bytes_received == connection.bytes_sent == len(BIG)
+    assert len(connection.sock.calls) < 2 * len(BIG) / LARGE  # the rest was spliced
+    assert len(pipes.share()) == 0
+
+
+def test_small_ones_after_large_ones_are_copied_again(stream, loop):
+    connection, peer, _ = stream()
+    push(loop, peer, BIG)
+    settle(loop)
+    for number in range(3):
+        peer.send(b"x")
+        run_until(loop, lambda number=number: connection.bytes_sent == len(BIG) + number + 1)
+    assert not connection.large
+    assert connection.sock.calls[-2:] == ["recv", "send"]
+
+
+def test_half_close_waits_for_what_is_owed_from_the_pipe(stream, loop):
+    connection, peer, _ = stream(handler=Handler())
+    sent = fill(loop, peer)
+    assert isinstance(connection.outbound, Pipe)
+    peer.shutdown(socket.SHUT_WR)
+    settle(loop)
+    assert not connection.closed
+    received = read_all(peer, loop)
+    assert received == (BIG * 8)[:sent]
+    assert connection.bytes_sent == sent
+
+
+def test_who_is_owed_keeps_its_pipe_and_others_share_another(stream, loop, pipes):
+    slow, peer, _ = stream()
+    fill(loop, peer)
+    kept = slow.outbound
+    assert isinstance(kept, Pipe)
+    assert 0 < len(kept) <= PIPE_SIZE
+    quick, other, _ = stream()
+    assert push(loop, other, BIG) == BIG
+    assert quick.large
+    assert pipes.share() is not kept
+    assert slow.outbound is kept
+
+
+def test_no_more_is_read_while_a_pipe_is_owed_and_all_comes_in_the_end(stream, loop):
+    connection, peer, handler = stream()
+    sent = fill(loop, peer)
+    received = connection.bytes_received
+    settle(loop)
+    assert connection.bytes_received == received
+    data = bytearray()
+
+    def drained() -> bool:
+        try:
+            data.extend(peer.recv(1 << 20))
+        except BlockingIOError:
+            pass
+        return len(data) == sent
+
+    run_until(loop, drained)
+    assert data == (BIG * 8)[:sent]
+    assert "drained" in handler.events
+    assert not connection.outbound
+
+
+def test_a_mark_below_the_pipe_bounds_what_is_owed(stream, loop):
+    connection, peer, _ = stream(max_buffer=50_000)
+    fill(loop, peer)
+    assert 0 < len(connection.outbound) <= max(50_000, LARGE * 4)
+
+
+def test_the_end_gives_the_pipe_back(stream, loop, pipes):
+    connection, peer, _ = stream()
+    fill(loop, peer)
+    pipe = connection.outbound
+    connection.abort()
+    settle(loop)
+    assert pipe not in pipes._spare  # there was something in it
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(pipe.reader)
+
+
+def test_a_pipe_that_is_empty_again_is_spare(pipes):
+    several = [pipes.keep() for _ in range(SPARE_PIPES + 2)]
+    for pipe in several:
+        pipes.give_back(pipe)
+    assert len(pipes._spare) == SPARE_PIPES
+    assert pipes.share() in several
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EPERM])
+@pytest.mark.parametrize("call", [1, 2])
+def test_where_splice_fails_bytes_are_copied_and_none_is_lost(stream, loop, monkeypatch, number, call):
+    real, calls = zerocopy.splice, []
+
+    def splice(*arguments, **options):
+        calls.append(1)
+        if len(calls) == call:
+            raise OSError(number, "refused")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(zerocopy, "splice", splice)
+    connection, peer, _ = stream()
+    assert push(loop, peer, BIG) == BIG
+    assert connection.pipes is None
+    assert len(calls) == call
+
+
+def test_without_descriptors_for_a_pipe_bytes_are_copied(stream, loop, monkeypatch):
+    def none(_pipes: Pipes) -> Pipe:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(Pipes, "share", none)
+    connection, peer, _ = stream()
+    assert push(loop, peer, BIG) == BIG
+    assert connection.bytes_sent == len(BIG)
+
+
+def test_a_pipe_that_may_not_be_large_works(monkeypatch, stream, loop):
+    monkeypatch.setattr(zerocopy, "F_SETPIPE_SZ", -1)
+    _, peer, _ = stream()
+    assert push(loop, peer, BIG) == BIG
+
+
+@pytest.mark.parametrize("where", ["fill", "flush", "later"])
+def test_an_error_in_a_pipe_ends_the_connection_and_harms_no_other(stream, loop, pipes, monkeypatch, where):
+    def fail(*_arguments):
+        raise ConnectionResetError(errno.ECONNRESET, "reset")
+
+    connection, peer, _ = stream()
+    if where == "later":
+        fill(loop, peer)
+        monkeypatch.setattr(Pipe, "flush", fail)
+        run_until(loop, lambda: connection.error or not peer.recv(1 << 20))
+    else:
+        push(loop, peer, BIG)
+        monkeypatch.setattr(Pipe, where, fail)
+        peer.send(BIG[:100_000])
+        run_until(loop, lambda: connection.error or connection.closed)
+    monkeypatch.undo()
+    assert not connection.outbound
+    other, neighbour, _ = stream()
+    assert push(loop, neighbour, BIG) == BIG
+    assert other.large
+
+
+def test_spurious_readiness_is_nothing(stream, loop):
+    connection, peer, handler = stream()
+    connection._ready(1)
+    push(loop, peer, BIG)
+    settle(loop)
+    connection.large = True
+    connection._ready(1)
+    assert handler.events == []
+    assert connection.sock.calls[0] == "recv"
+
+
+def test_a_spurious_flush_of_a_pipe_is_nothing(stream, loop):
+    connection, peer, _ = stream()
+    fill(loop, peer)
+    owed = len(connection.outbound)
+    connection._flush()
+    assert len(connection.outbound) == owed
+
+
+@pytest.mark.parametrize("call", ["recv", "send"])
+def test_an_error_of_a_copy_ends_the_connection(stream, loop, call):
+    connection, peer, handler = stream()
+    connection.sock.tell(call, ConnectionResetError(errno.ECONNRESET, "reset"))
+    peer.send(b"x")
+    run_until(loop, lambda: connection.error or connection.closed)
+    peer.close()
+    run_until(loop, lambda: "lost" in handler.events)
+    assert isinstance(handler.errors[0], ConnectionResetError)
+
+
+@pytest.mark.parametrize("taken", [0, 3])
+def test_what_a_small_send_leaves_is_owed(stream, loop, taken):
+    connection, peer, _ = stream()
+    connection.sock.tell("send", taken or BlockingIOError())
+    peer.send(b"abcdef")
+    run_until(loop, lambda: connection.bytes_sent == 6)
+    settle(loop)
+    assert peer.recv(100) == b"abcdef"
+
+
+def test_eof_without_data_is_answered(stream, loop):
+    _, peer, _ = stream(handler=Handler())
+    peer.shutdown(socket.SHUT_WR)
+    assert read_all(peer, loop) == b""
+
+
+def test_eof_after_a_large_read_is_answered(stream, loop):
+    connection, peer, _ = stream(handler=Handler())
+    push(loop, peer, BIG)
+    connection.large = True
+    peer.shutdown(socket.SHUT_WR)
+    assert read_all(peer, loop) == b""
+
+
+def test_unix_sockets_can_be_spliced_too_or_fall_back(stream, loop):
+    _, peer, _ = stream(pair=small_pair)
+    payload = BIG[:300_000]
+    assert push(loop, peer, payload) == payload
