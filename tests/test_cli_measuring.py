@@ -134,7 +134,9 @@ def test_a_closed_loop_owns_up_to_coordinated_omission(capsys):
 def test_failures_are_in_the_report_and_not_on_standard_error(capsys, nobody):
     assert client.main([nobody, "-c", "15", "-n", "15"]) == FAILED
     captured = capsys.readouterr()
-    assert captured.out.startswith("Failed: nothing came back; 15 attempts to connect failed.\n")
+    assert captured.out.startswith(
+        "Failed: nothing came back; 15 attempts to connect failed, 15 messages could not\nbe sent.\n"
+    )
     assert "     15  connect: ECONNREFUSED" in captured.out
     assert captured.err == ""
 
@@ -266,7 +268,10 @@ def test_an_unresolved_run_is_valid_json(capsys):
 
 def test_a_failed_run_says_so_to_people_too(capsys, nobody):
     client.main([nobody, "--json"])
-    assert capsys.readouterr().err == "echo-client: Failed: nothing came back; 1 attempt to connect failed.\n"
+    assert (
+        capsys.readouterr().err
+        == "echo-client: Failed: nothing came back; 1 attempt to connect failed, 1 message could not be sent.\n"
+    )
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED)])
@@ -449,7 +454,7 @@ def test_merging_adds_runs_up(capsys, tmp_path):
     captured = capsys.readouterr()
     assert "40 sent, 40 came back" in captured.out
     assert captured.err == (
-        "echo-client: these runs did not all overlap: the rate is over the time in which any of them ran\n"
+        "echo-client: these runs hardly overlapped: the rate is over the time in which any of them ran\n"
     )
     assert client.main(["--merge", files[0], files[0]]) == USAGE
     assert capsys.readouterr().err == f"echo-client: {files[0]} is there twice: a run can be counted but once\n"

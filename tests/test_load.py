@@ -397,6 +397,24 @@ def test_a_backlog_of_the_warm_up_is_in_no_figure(run):
     assert figures["bytes"] == {"sent": 100_000, "received": 100_000}
 
 
+def test_a_large_message_lost_in_the_warm_up_is_in_no_figure(run):
+    run = run(conns=1, warmup=1.0, duration=1.0, size=5_000_000)
+    run.pass_time(0.5, 0.01)
+    next(iter(run.server.connections)).abort()
+    run.pass_time(2.0, 0.01)
+    figures = run.figures()
+    assert figures["bytes"]["received"] == 5_000_000 * figures["messages"]["echoed"]
+
+
+def test_the_backlog_of_an_overloaded_warm_up_is_dropped(run):
+    run = run(conns=2, warmup=1.0, duration=1.0, rate=1000.0)
+    run.server.delay = 0.02
+    run.pass_time(3.2)
+    messages = run.figures()["messages"]
+    assert messages["echoed"] > 90  # all that two connections can carry in a second, and the one to catch up
+    assert messages["sent"] + messages["not_sent"] == 1000
+
+
 def test_stopped_while_warming_up_nothing_is_counted(run):
     run = run(conns=2, warmup=2.0, duration=1.0, rate=1000.0)
     run.server.held = True
@@ -472,6 +490,40 @@ def test_intervals_go_on_while_the_rest_is_awaited(run):
     assert sum(interval["messages"] for interval in intervals) == 200
 
 
+def test_intervals_go_forward_and_hold_every_error_when_it_was(run):
+    run = run(conns=3, duration=2.0, rate=300.0, interval=0.5, timeout=2.0)
+    run.until_begun()
+    run.pass_time(1.0)
+    run.server.held = True
+    run.pass_time(6.0, 0.05)
+    figures = run.figures()
+    intervals = figures["intervals"]
+    ends = [interval["at_s"] for interval in intervals]
+    assert ends == sorted(set(ends))
+    assert sum(interval["errors"] for interval in intervals) == sum(error["count"] for error in figures["errors"]) > 0
+    assert next(interval["at_s"] for interval in intervals if interval["errors"]) > 2.9
+    assert sum(interval["messages"] for interval in intervals) == figures["messages"]["echoed"]
+
+
+def test_a_sliver_of_an_interval_is_part_of_the_one_before(run):
+    run = run(conns=1, count=105, rate=100.0)
+    run.until_begun()
+    run.pass_time(1.2)
+    assert [interval["messages"] for interval in run.figures()["intervals"]] == [105]
+
+
+def test_the_lag_of_what_was_due_at_once_is_counted_too(run, clock):
+    run = run(conns=2, duration=1.0, rate=100_000.0)
+    run.until_begun()
+    run.pass_time(0.4, 0.005)
+    clock.advance(0.6)
+    run.pass_time(0.1)
+    lag = run.figures()["latency_us"]["schedule_lag"]
+    assert lag["count"] == 100_000
+    assert lag["max"] == pytest.approx(600_000, rel=0.02)
+    assert lag["percentiles"]["90"] == pytest.approx(500_000, rel=0.05)
+
+
 # What breaks
 
 
@@ -481,9 +533,13 @@ def test_a_server_that_is_not_there_ends_the_run(run):
     assert figures["connections"] == {"attempted": 3, "established": 0, "failed": 3, "closed_early": 0}
     (error,) = figures["errors"]
     assert (error["phase"], error["error"], error["count"]) == ("connect", "ECONNREFUSED", 3)
-    assert figures["messages"]["not_sent"] == 0
+    assert figures["messages"]["not_sent"] == 0  # of a duration; of a count, see below
     assert "begun" not in run.events
     assert run.load.seconds == 0
+
+
+def test_a_count_that_could_not_begin_was_not_sent(run):
+    assert run(conns=3, count=100, listening=False).figures()["messages"]["not_sent"] == 100
 
 
 def test_a_server_that_is_awaited_is_not_a_failure(run):
@@ -610,6 +666,66 @@ def test_churn_gives_a_server_up_that_is_gone(run):
     assert figures["connections"]["failed"] >= 5
 
 
+@pytest.mark.parametrize("hangs", [False, True])
+def test_churn_gives_a_server_up_that_only_accepts(run, hangs):
+    run = run(conns=1, count=1000, reconnect_every=10, timeout=2.0)
+    run.server.data_received = lambda connection, data: None if hangs else connection.abort()
+    run.server._streams = False
+    run.pass_time(12.0, 0.05)
+    figures = run.figures()
+    assert figures["messages"]["not_sent"] > 900
+    assert balanced(figures)
+
+
+def test_a_trickle_does_not_keep_the_run_from_its_end(run):
+    run = run(conns=2, duration=1.0, timeout=2.0, size=100)
+    trickled = []
+
+    def trickle(connection, data):
+        trickled.append(connection)
+        if connection is not trickled[0]:
+            connection.send(data)
+            return
+        for place in range(len(data)):
+            run.loop.call_later(0.3 * (place + 1), lambda byte=data[place : place + 1]: connection.send(byte))
+
+    run.server.data_received = trickle
+    run.pass_time(3.5, 0.05)
+    figures = run.figures()
+    assert figures["messages"]["unanswered"] == 1
+    assert "2 s after the end" in figures["errors"][0]["example"]
+    run.pass_time(31, 0.5)  # what the server still had to send
+
+
+def test_unchecked_surplus_does_not_keep_the_run_from_its_end(run):
+    run = run(conns=1, count=1, verify="none")
+
+    def chargen(connection, data):
+        if connection.closed:
+            return
+        connection.send(b"x" * 1000)
+        run.loop.call_later(0.01, lambda: chargen(connection, data))
+
+    run.server.data_received = chargen
+    run.server.eof_received = lambda connection: None
+    run.pass_time(0.5, 0.005)
+    assert run.done
+    assert run.figures()["errors"] == []
+    run.pass_time(0.1, 0.01)
+
+
+def test_an_early_end_is_a_failure_of_a_load_that_checks_nothing_too(run):
+    run = run(conns=1, count=1000, rate=100.0, verify="none")
+    run.until_begun()
+    run.pass_time(1.0)
+    next(iter(run.server.connections)).close()
+    run.pass_time(0.1)
+    figures = run.figures()
+    assert [error["error"] for error in figures["errors"]] == ["closed"]
+    assert figures["connections"]["closed_early"] == 1
+    assert run.load.seconds < 1.2  # and not the ten that were planned
+
+
 def test_new_connections_keep_to_their_rate(run):
     run = run(conns=2, duration=2.0, reconnect_every=1, connect_rate=10.0)
     run.pass_time(2.4, 0.01)
@@ -652,6 +768,15 @@ def test_stopping_ends_it_and_leaves_what_is_under_way_unanswered(run, rate):
     assert run.load.seconds == pytest.approx(1.0, abs=0.02)
     assert figures["messages"]["not_sent"] == pytest.approx(500 if rate else 0, abs=15)
     assert run.events.count("over") == run.events.count("done") == 1
+
+
+def test_stopped_while_the_server_is_awaited_it_is_a_failure_to_connect(run):
+    run = run(conns=2, count=2, wait=100.0, listening=False)
+    run.pass_time(1.0, 0.05)
+    run.load.stop()
+    figures = run.figures()
+    assert figures["connections"] == {"attempted": 2, "established": 0, "failed": 2, "closed_early": 0}
+    assert figures["errors"][0]["error"] == "ECONNREFUSED"
 
 
 def test_stopping_while_connecting_leaves_no_trace(run):

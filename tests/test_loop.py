@@ -533,6 +533,12 @@ def test_close_lets_go_of_timers_and_queued_work_but_not_of_sockets(pair: Pair) 
     assert pair[0].send(b"still open") == 10
 
 
+def test_a_selector_without_the_names_that_the_lean_one_relies_on_is_not_used(monkeypatch):
+    monkeypatch.setattr("echopair.loop.LeanEpollSelector", selectors.SelectSelector)
+    with EventLoop() as loop:
+        assert type(loop._selector) is selectors.DefaultSelector
+
+
 def test_cancelled_timers_do_not_pile_up(loop):
     kept = [loop.call_later(3600, lambda: None) for _ in range(10)]
     for _ in range(50_000):

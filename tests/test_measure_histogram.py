@@ -98,3 +98,18 @@ def test_a_histogram_of_its_buckets_is_the_same(recorded):
     histogram = of(*recorded)
     again = Histogram.of_buckets(histogram.buckets(), total=histogram.total, least=histogram.min, most=histogram.max)
     assert state(again) == state(histogram)
+
+
+@given(st.integers(0, 10**10), st.integers(0, 10**10), st.integers(1, 3 * BUCKETS))
+def test_values_that_lie_evenly_are_counted_as_if_one_by_one(least, span, number):
+    at_once, one_by_one = Histogram(), Histogram()
+    at_once.record_evenly(least, least + span, number)
+    for place in range(number):
+        one_by_one.record(least + span * place // max(number - 1, 1))
+    assert at_once.count == number
+    assert (at_once.min, at_once.max) == (one_by_one.min, one_by_one.max)
+    assert at_once.total == pytest.approx(one_by_one.total, rel=0.01, abs=number)
+    for percent in (1, 50, 99):
+        assert at_once.percentile(percent) == pytest.approx(
+            one_by_one.percentile(percent), rel=0.02, abs=span / 100 + 2
+        )

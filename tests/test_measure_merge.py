@@ -210,7 +210,7 @@ def test_what_to_bear_in_mind_of_a_sum_is_told():
     other["target"] = "elsewhere:7"
     other["started_at"] = "2026-01-31T12:00:04.000Z"
     assert caveats([one, other]) == [
-        "these runs did not all overlap: the rate is over the time in which any of them ran",
+        "these runs hardly overlapped: the rate is over the time in which any of them ran",
         "these runs had different targets",
     ]
 

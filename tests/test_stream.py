@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,7 +14,7 @@ from echopair.connection import Handler
 from echopair.server import zerocopy
 from echopair.server.stream import LARGE, EchoStream
 from echopair.server.zerocopy import PIPE_SIZE, SPARE_PIPES, Pipe, Pipes
-from helpers import Recorder, ScriptedSocket, read_all, run_until, settle, small_pair, tcp_pair
+from helpers import HUNG, Recorder, ScriptedSocket, read_all, run_until, settle, small_pair, tcp_pair
 
 pytestmark = pytest.mark.skipif(zerocopy.splice is None, reason="this system has no splice(2)")
 
@@ -63,7 +64,10 @@ def push(loop, peer: socket.socket, payload: bytes) -> bytes:
             pass
         return len(received) >= len(payload)
 
-    run_until(loop, done)
+    deadline = time.monotonic() + HUNG
+    while not done():
+        assert time.monotonic() < deadline, "it never came back"
+        loop.run_once(0)
     return bytes(received)
 
 
@@ -276,6 +280,38 @@ def test_what_a_small_send_leaves_is_owed(stream, loop, taken):
     run_until(loop, lambda: connection.bytes_sent == 6)
     settle(loop)
     assert peer.recv(100) == b"abcdef"
+
+
+def test_what_goes_out_bit_by_bit_is_all_of_it(stream, loop, monkeypatch, pipes):
+    """A socket that takes nothing at first, then a thousand bytes at a time."""
+    real, calls = zerocopy.splice, []
+
+    def splice(source, target, most, **options):
+        if source != pipes.share().reader and not (calls and source == calls[0]):
+            return real(source, target, most, **options)
+        calls.append(source)
+        if len(calls) == 1:
+            raise BlockingIOError
+        return real(source, target, min(most, 1000), **options)
+
+    connection, peer, _ = stream()
+    push(loop, peer, BIG[:100_000])
+    settle(loop)
+    connection.large = True
+    monkeypatch.setattr(zerocopy, "splice", splice)
+    peer.send(BIG[:50_000])
+    received = bytearray()
+
+    def all_back() -> bool:
+        try:
+            received.extend(peer.recv(1 << 20))
+        except BlockingIOError:
+            pass
+        return len(received) == 50_000
+
+    run_until(loop, all_back)
+    assert received == BIG[:50_000]
+    assert len(calls) > 50
 
 
 def test_eof_without_data_is_answered(stream, loop):

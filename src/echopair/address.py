@@ -102,12 +102,18 @@ def resolve(host: str, port: int, family: int = socket.AF_UNSPEC, *, passive: bo
 
 
 def listen(
-    hosts: Iterable[str], port: int, family: int = socket.AF_UNSPEC, backlog: int | None = None
+    hosts: Iterable[str],
+    port: int,
+    family: int = socket.AF_UNSPEC,
+    backlog: int | None = None,
+    *,
+    shared: bool = False,
 ) -> list[socket.socket]:
     """Return a listening, non-blocking socket for every address of `hosts`, all on the same port.
 
     Port 0 takes one that is free on all of them. An address of a family that this machine lacks is left out as long
-    as there is another. `backlog` None is the most that the system grants (listen(2)). Raises AddressError, with
+    as there is another. `backlog` None is the most that the system grants (listen(2)). `shared` lets others that say so
+    too listen on the same port, and connections are shared out (socket(7), SO_REUSEPORT). Raises AddressError, with
     nothing left open.
     """
     groups = [resolve(host, port, family, passive=True) for host in hosts]
@@ -115,13 +121,13 @@ def listen(
     while True:
         attempts -= 1
         try:
-            return _listen_all(groups, port, backlog)
+            return _listen_all(groups, port, backlog, shared=shared)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or not attempts:
                 raise AddressError(f"cannot listen on {error.filename}: {explain(error, port)}") from None
 
 
-def _listen_all(groups: list[list[Address]], port: int, backlog: int | None) -> list[socket.socket]:
+def _listen_all(groups: list[list[Address]], port: int, backlog: int | None, *, shared: bool) -> list[socket.socket]:
     """Listen on all or raise OSError, its `filename` saying where; each host's addresses are one group."""
     listeners: dict[Address, socket.socket] = {}
     try:
@@ -131,7 +137,7 @@ def _listen_all(groups: list[list[Address]], port: int, backlog: int | None) -> 
                 if address in listeners:
                     continue
                 try:
-                    listeners[address] = _listen_on(address, port, backlog)
+                    listeners[address] = _listen_on(address, port, backlog, shared=shared)
                 except OSError as error:
                     error.filename = format_address((address[1][0], port))
                     if error.errno not in FAMILY_MISSING:
@@ -148,13 +154,15 @@ def _listen_all(groups: list[list[Address]], port: int, backlog: int | None) -> 
     return list(listeners.values())
 
 
-def _listen_on(address: Address, port: int, backlog: int | None) -> socket.socket:
+def _listen_on(address: Address, port: int, backlog: int | None, *, shared: bool) -> socket.socket:
     family, sockaddr = address
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setblocking(False)
         if os.name == "posix":  # elsewhere the option would let two programs share the port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # 0.0.0.0 and :: side by side
         # Accepted sockets inherit it: without it an echo may wait 40 ms for a delayed ACK (RFC 896, tcp(7)).

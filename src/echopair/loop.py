@@ -28,7 +28,9 @@ READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 SIGINT = signal.SIGINT
 SIGTERM = signal.SIGTERM
-SIGHUP = getattr(signal, "SIGHUP", None)  # not everywhere
+SIGCHLD: int = getattr(signal, "SIGCHLD", 0)  # these not everywhere
+SIGKILL: int = getattr(signal, "SIGKILL", 0)
+SIGHUP: int = getattr(signal, "SIGHUP", 0)
 
 MAX_WAIT = 24 * 3600.0  # seconds; poll(2) and epoll_wait(2) take milliseconds in an int
 EVENTS_PER_TURN = 256

@@ -72,7 +72,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _check_merge(args: argparse.Namespace) -> None:
     load = [option for name, option in MEASURED.items() if option in LOAD and getattr(args, name) is not None]
-    if args.target or args.message or args.pipe or args.loopback or load:
+    if args.target or args.message or args.pipe or args.loopback or args.conns > 1 or load:
         raise options.UsageError("--merge reads results: leave out what to connect to and what to send")
 
 

@@ -34,7 +34,7 @@ class Reach:
         self._error: AddressError | None = None
         loop.add_signal_handler(SIGINT, partial(self._signalled, INTERRUPTED))
         loop.add_signal_handler(SIGTERM, partial(self._signalled, TERMINATED))
-        if SIGHUP is not None and not loop.ignores(SIGHUP):
+        if SIGHUP and not loop.ignores(SIGHUP):
             loop.add_signal_handler(SIGHUP, partial(self._signalled, HUNG_UP))
 
     def run(self, begin: Callable[[list[Address]], object], stop: Callable[[], object]) -> None:

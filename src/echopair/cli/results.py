@@ -69,7 +69,7 @@ class Results:
         for path in paths:
             if paths.count(path) > 1 or path in (args.merge or ()):
                 raise UsageError(f"{path} would be overwritten: give each file a name of its own")
-        self._files = [(ResultFile(option, path), text) for option, (path, text) in formats.items() if path]
+        self._files = [(ResultFile(option, path), text) for option, (path, text) in formats.items() if path is not None]
 
     @property
     def for_programs(self) -> bool:

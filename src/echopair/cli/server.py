@@ -17,7 +17,7 @@ from functools import partial
 from echopair.address import format_address, listen, parse_port
 from echopair.cli import options
 from echopair.cli.command import OK, Output, configure_logging, raise_descriptor_limit, run
-from echopair.loop import SIGINT, SIGTERM, EventLoop
+from echopair.loop import READ, SIGINT, SIGTERM, EventLoop
 from echopair.text import count, duration
 
 TYPE_CHECKING = False
@@ -30,6 +30,8 @@ examples:
   echo-server --port 0                     any free port; the first line says it
   echo-server --host 0.0.0.0 --host :: -q  every interface; log problems only"""
 
+MAX_WORKERS = 1024
+
 log = logging.getLogger(__name__)
 
 
@@ -41,24 +43,69 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None, output: Output) -> int:
     args = _parser().parse(argv, os.environ)
     configure_logging(args.log_level)
+    if args.workers > 1:
+        return _supervise(args, output)
     with EventLoop() as loop:
         listeners = listen(args.host, args.port, args.family, args.backlog)
         for signum in (SIGINT, SIGTERM):
             loop.add_signal_handler(signum, lambda: stop())  # noqa: PLW0108 - it is made below
-        for listener in listeners:
-            output.line(f"Listening on {format_address(listener.getsockname())}", flush=True)
+        _say(listeners, output)
         server = _server(loop, listeners, args)
         stop = Stop(loop, server, args.drain_timeout)
-        started = time.monotonic()
-        loop.run()
-        log.info(
-            "served %s in %s: %s received, %s sent",
-            count(server.connections_served, "connection"),
-            duration(time.monotonic() - started),
-            count(server.bytes_received, "byte"),
-            count(server.bytes_sent, "byte"),
-        )
+        _run(loop, server)
     return OK
+
+
+def _supervise(args: argparse.Namespace, output: Output) -> int:
+    """Serve with several processes."""
+    from echopair.cli.workers import Workers, check_possible
+
+    check_possible()
+    first = listen(args.host, args.port, args.family, args.backlog, shared=True)
+    port = first[0].getsockname()[1]
+    others = (listen(args.host, port, args.family, args.backlog, shared=True) for _ in range(1, args.workers))
+    with EventLoop() as loop:
+        _say(first, output)
+        workers = Workers(loop, [first, *others], partial(_work, args))
+        try:
+            loop.run()
+        finally:
+            workers.close()
+        return workers.status
+
+
+def _work(args: argparse.Namespace, listeners: list[socket.socket], lifeline: int) -> int:
+    """Be a worker: serve until the lifeline ends or a signal comes."""
+    with EventLoop() as loop:
+        server = _server(loop, listeners, args)
+        stop = Stop(loop, server, args.drain_timeout)
+        for signum in (SIGINT, SIGTERM):
+            loop.add_signal_handler(signum, stop)
+
+        def end(_events: int) -> None:
+            loop.watch(lifeline, 0)
+            stop.drain()
+
+        loop.watch(lifeline, READ, end)
+        _run(loop, server)
+    return OK
+
+
+def _say(listeners: list[socket.socket], output: Output) -> None:
+    for listener in listeners:
+        output.line(f"Listening on {format_address(listener.getsockname())}", flush=True)
+
+
+def _run(loop: EventLoop, server: EchoServer) -> None:
+    started = time.monotonic()
+    loop.run()
+    log.info(
+        "served %s in %s: %s received, %s sent",
+        count(server.connections_served, "connection"),
+        duration(time.monotonic() - started),
+        count(server.bytes_received, "byte"),
+        count(server.bytes_sent, "byte"),
+    )
 
 
 def _server(loop: EventLoop, listeners: list[socket.socket], args: argparse.Namespace) -> EchoServer:
@@ -85,17 +132,34 @@ class Stop:
         from echopair.server.drain import Drain  # now: at the end there may be no descriptor left to import with
 
         self._server = server
-        self._drain = partial(Drain, loop, server, drain_timeout, loop.stop)
+        self._begin = partial(Drain, loop, server, drain_timeout, loop.stop)
         self._give_up: Callable[[], object] | None = None
 
     def __call__(self) -> None:
         """Go one step further towards the end."""
         if self._give_up:
             self._give_up()
+        else:
+            self.drain()
+
+    def drain(self) -> None:
+        """Go the first step, if that was not done yet."""
+        if self._give_up:
             return
         if self._server.connections:
             log.info("stopping once %s got what is owed", count(len(self._server.connections), "connection"))
-        self._give_up = self._drain().give_up
+        self._give_up = self._begin().give_up
+
+
+def _workers(text: str) -> int:
+    """Read a number of workers."""
+    if text == "auto":
+        from echopair.cli.workers import processors
+
+        return processors()
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= MAX_WORKERS):
+        raise ValueError(f"{text!r} is not a number of workers: give one from 1 to {MAX_WORKERS}, or auto")
+    return int(text)
 
 
 def _parser() -> options.Parser:
@@ -110,6 +174,9 @@ def _parser() -> options.Parser:
     add("-p", "--port", type=options.checked(parse_port), default=12345, help="0 is any free one, the same for all")
     options.add_family(group)
     add("--backlog", metavar="N", type=options.count(1), help="length of the listen queue (default: the system's most)")
+
+    add("--workers", metavar="N", type=options.checked(_workers), default=1,
+        help="processes that share the port; auto: one a processor")
 
     add = parser.add_argument_group("limits").add_argument
     add("--max-conns", metavar="N", type=options.count(1),

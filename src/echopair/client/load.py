@@ -145,7 +145,7 @@ class Load:
             return 0.0
         last = max(session.last_echo for session in self.sessions)
         ends_at = self._ends_at
-        if self.plan.rate and self.plan.count and not self.stopped:
+        if self.plan.rate and self.plan.count and self._next_due >= self._last_due:
             ends_at = max(ends_at, min(self.began_at + self.plan.count / self.plan.rate, self._due_until))
         return max(last, ends_at, self.began_at) - self.began_at
 
@@ -178,7 +178,6 @@ class Load:
     def _established(self, session: MeasuredSession) -> None:
         self.tally.established += 1
         self.tally.connect.record(int(session.connect_seconds * NS))
-        self._failing.pop(session, None)
         self._most_connected = max(self._most_connected, self.connected)
         self._tried(session)
 
@@ -188,6 +187,9 @@ class Load:
         if failure:
             self._count(failure)
         delay = 0.0
+        made = failure is None or failure.phase != "connect"
+        if made and (session.messages_echoed or not session.in_flight):
+            self._failing.pop(session, None)  # it was of use, or nothing was asked of it
         if failure or not session.exhausted:
             since, times = self._failing.get(session, (self._loop.now, 0))
             self._failing[session] = since, times + 1
@@ -254,6 +256,8 @@ class Load:
         """Begin to measure: in an open loop what is due from `since` on, in a closed one what is sent from now on."""
         if self._schedule:
             self._release_all(since)
+            for session in self.sessions:
+                session.skip()
         else:
             since = self._loop.clock()
         self.began_at = since
@@ -283,6 +287,7 @@ class Load:
         self._end()
         if self._schedule:
             self._at("catch up", self._ends_at + CATCH_UP, self._give_up)
+        self._at("cut", self._ends_at + max(self.plan.timeout, CATCH_UP), self._cut)
         self._go_on()
 
     def _give_up(self) -> None:
@@ -291,6 +296,12 @@ class Load:
             self.tally.not_sent += max(session.limit - max(session.begun, before), 0)
             session.limit = session.begun
         self._go_on()
+
+    def _cut(self) -> None:
+        """End what has not come back in the time that it was given; a trickle is no end."""
+        for session in self.sessions:
+            if session.live:
+                session.fail("echo", "timeout", f"not all was back {self.plan.timeout:g} s after the end")
 
     def _end(self) -> None:
         """Connect no more; sessions that have a connection end by themselves."""
@@ -305,7 +316,8 @@ class Load:
             timer.cancel()
         self._retries.clear()
         for session in self.sessions:
-            if self._client.stop_dialling(session) and not session.failure:
+            failed = session.failure is not None  # and tried again, for the server is awaited
+            if self._client.stop_dialling(session) and not failed:
                 self.tally.attempted -= 1  # neither made nor failed
         self._watcher.load_over()
         self._loop.call_soon(self._finish_if_over)
@@ -320,13 +332,15 @@ class Load:
             return
         self._finished = True
         self._end()
-        self._cancel("catch up")
-        self._cancel("interval")
-        if self.began_at is not None:
+        for name in ("catch up", "cut", "interval"):
+            self._cancel(name)
+        if self.began_at is None:
+            self.tally.not_sent = 0 if self.stopped else self.plan.count or 0
+        else:
             for session in self.sessions:
                 self.tally.not_sent += self._not_sent(session)
             self.tally.bytes_sent, self.tally.bytes_received = self._bytes()
-            self._watcher.interval_ended(self._end_interval(self.seconds))
+            self._end_last_interval()
         self._watcher.load_done()
 
     def _not_sent(self, session: MeasuredSession) -> int:
@@ -371,7 +385,12 @@ class Load:
         """Declare due at once what is due before `end`, however much that is; it is sent as there is room."""
         assert self._schedule is not None  # noqa: S101 - only an open loop is paced
         self._cancel("pace")
-        self._next_due = min(self._schedule.due_before(end), self._last_due)
+        first, self._next_due = self._next_due, min(self._schedule.due_before(end), self._last_due)
+        skipped = self._next_due - first
+        if skipped > 0 and self._schedule.due(first) >= self.sessions[0].since:
+            now = self._loop.clock()
+            least, most = (int((now - self._schedule.due(message)) * NS) for message in (self._next_due - 1, first))
+            self.tally.schedule_lag.record_evenly(max(least, 0), max(most, 0), skipped)
         for place, session in enumerate(self.sessions):
             session.due = (self._next_due - place + self.plan.conns - 1) // self.plan.conns
 
@@ -384,6 +403,18 @@ class Load:
             at = self.plan.duration + width / 10  # so that the last one takes in what comes back soon after the end
         self._at("interval", self.began_at + at, self._interval)
 
+    def _end_last_interval(self) -> None:
+        """End what remains, which may be little: then it is a part of the interval before."""
+        assert self.began_at is not None  # noqa: S101 - there are intervals
+        at, last = self.seconds, self.tally.interval_from
+        if self.tally.errors_in_interval:
+            at = max(at, self._loop.clock() - self.began_at)
+        interval = self._end_interval(max(at, last))
+        if last and interval["duration_s"] < self.plan.interval / 4:
+            self.tally.join_last_intervals()
+        else:
+            self._watcher.interval_ended(interval)
+
     def _end_interval(self, at: float) -> Document:
         connections = self._most_connected if self._finished else self.connected
         self._most_connected = self.connected
@@ -393,5 +424,5 @@ class Load:
         """Return how many bytes were sent and received, but for those of messages that only warmed up."""
         sent, received = self._client.bytes_moved()
         sent -= self.tally.warmup_sent * self.plan.size
-        received -= self.tally.warmup_echoed * self.plan.size
+        received -= self.tally.warmup_echoed * self.plan.size + self.tally.warmup_partly
         return max(sent, 0), max(received, 0)

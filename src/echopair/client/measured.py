@@ -86,6 +86,12 @@ class MeasuredSession(Session):
         if self.live and not self.connection.closed:
             self.send_more(self.connection)
 
+    def skip(self) -> None:
+        """Forget what was due and is not sent: it was to warm up only, and that is over."""
+        late = max(self.due - self.begun, 0)
+        self.begun += late
+        self._first += late
+
     def send_more(self, connection: Connection) -> None:
         """Send what is due and what the pipeline and the kernel have room for; half-close when it was all."""
         between = not self.unsent and self.pieces_sent % self.pieces_per_message == 0
@@ -125,6 +131,12 @@ class MeasuredSession(Session):
         else:
             self.tally.warmup_echoed += 1
 
+    def eof_received(self, connection: Connection) -> None:
+        """End well if all has come back, or was to be left unchecked; but an end before all is sent is none."""
+        Session.eof_received(self, connection)
+        if not (self.failure or self.exhausted):
+            self.fail("echo", "closed", f"the server closed at {self.place()}: more was to be sent")
+
     def silent(self, timeout: float) -> None:
         """Fail, unless it is our turn: no message is due, or none may be sent yet."""
         if self.outstanding or self.connection.outbound or self.connection.eof_sent:
@@ -139,6 +151,8 @@ class MeasuredSession(Session):
     def finish(self) -> None:
         """Count what did not come back, and tell the owner."""
         self.live = False
+        if self.in_flight and self.in_flight[0][0] < self.since:
+            self.tally.warmup_partly += self.echoed + self.matched
         lost = sum(due >= self.since for due, _ in self.in_flight)
         if lost and self.failure and self.failure.error == "mismatch":
             self.tally.mismatched += 1

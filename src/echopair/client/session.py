@@ -180,6 +180,9 @@ class Session(Handler):
             start = end
             if self.matched == len(piece):
                 self.piece_echoed()
+        if start < len(data) and self.verify == NONE and self.exhausted and not self.outstanding:
+            self.connection.abort()  # or a server that never ends would keep us for ever
+            return False
         if start < len(data) and self.verify != NONE:
             extra = len(data) - start
             self.fail("echo", "extra", f"{count(extra, 'byte')} more came back than was sent: {dump(data[start:])}")

@@ -46,6 +46,22 @@ class Histogram:
         shift = value.bit_length() - 8  # _index(value), without a call
         self._counts[(shift << SIGNIFICANT_BITS) + (value >> shift) if shift > 0 else value] += 1
 
+    def record_evenly(self, least: int, most: int, number: int) -> None:
+        """Count `number` values that lie evenly between `least` and `most`, in the time of a merge."""
+        if number <= BUCKETS:
+            for place in range(number):
+                self.record(least + (most - least) * place // max(number - 1, 1))
+            return
+        self.record(least)
+        self.record(most)
+        number -= 2
+        counted = 0
+        for index in range(_index(least), _index(most) + 1):
+            upto = number * (min(highest(index), most) + 1 - least) // (most + 1 - least)
+            self._counts[index] += upto - counted
+            counted = upto
+        self.total += number * (least + most) // 2
+
     def merge(self, other: Histogram) -> None:
         """Count all that `other` has counted."""
         self._counts = [ours + theirs for ours, theirs in zip(self._counts, other._counts, strict=True)]

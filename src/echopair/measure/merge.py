@@ -26,6 +26,7 @@ Runs = Sequence[tuple[float, Document]]  # seconds after the first one's start
 STATUSES = (0, 129, 143, 130, 99, 2, 1)  # from good to bad: a failed echo is worse than an interrupted run
 HISTOGRAMS = ("response", "service", "connect", "schedule_lag")
 LOOPS = {"closed": "a closed", "open": "an open"}
+MOSTLY = 0.5  # of the shortest run's time
 SLACK = 0.001  # seconds; started_at has milliseconds
 TYPES: dict[str, set[type]] = {
     "object": {dict},
@@ -67,7 +68,7 @@ def merge(documents: Sequence[Any], names: Sequence[str] = ()) -> Document:
         "started_at": min(_each(documents, "started_at")),
         "duration_s": max(start + document["duration_s"] for start, document in runs),
         "exit_status": max(_each(documents, "exit_status"), key=STATUSES.index),
-        "load": _load(_each(documents, "load")),
+        "load": _load(_each(documents, "load"), together=_overlap(runs)),
         "generator": _generator(_each(documents, "generator")),
         "connections": _summed(_each(documents, "connections")),
         "messages": _summed(_each(documents, "messages")),
@@ -84,11 +85,9 @@ def merge(documents: Sequence[Any], names: Sequence[str] = ()) -> Document:
 
 def caveats(documents: Sequence[Document]) -> list[str]:
     """Return what to bear in mind of the sum of these valid documents, a sentence each."""
-    starts = [datetime.fromisoformat(document["started_at"]).timestamp() for document in documents]
-    ends = [start + document["duration_s"] for start, document in zip(starts, documents, strict=True)]
     said = []
-    if max(starts) >= min(ends):
-        said.append("these runs did not all overlap: the rate is over the time in which any of them ran")
+    if not _overlap([(datetime.fromisoformat(each["started_at"]).timestamp(), each) for each in documents]):
+        said.append("these runs hardly overlapped: the rate is over the time in which any of them ran")
     if len(set(_each(documents, "target"))) > 1:
         said.append("these runs had different targets")
     return said
@@ -113,7 +112,7 @@ def _throughput(runs: Runs) -> Document:
 
     Of several, it is the rate while all of them ran: each run's intervals that lie within the time that all runs
     share give its rate then, and these add up. If a run has no such interval, all that came back is divided by the
-    duration of the longest run; and if there is no time that all share, by the time in which any ran.
+    duration of the longest run; and if they hardly overlap, by the time in which any ran.
     """
     if len(runs) == 1:
         return dict(runs[0][1]["throughput"])
@@ -128,16 +127,23 @@ def _throughput(runs: Runs) -> Document:
         for start, document in runs
     ]
     lengths = [math.fsum(_each(intervals, "duration_s")) for intervals in inside]
-    if all(lengths):
+    if all(lengths) and _overlap(runs):
         pairs = list(zip(inside, lengths, strict=True))
         messages = math.fsum(sum(_each(intervals, "messages")) / length for intervals, length in pairs)
         data = math.fsum(sum(_each(intervals, "bytes")) / length for intervals, length in pairs)
     else:
         documents = [document for _, document in runs]
-        time = max(_each(documents, "duration_s")) if begin < end else _covered(runs)
+        time = max(_each(documents, "duration_s")) if _overlap(runs) else _covered(runs)
         messages = sum(_each(_each(documents, "messages"), "echoed")) / time if time else 0.0
         data = sum(_each(_each(documents, "bytes"), "received")) / time if time else 0.0
     return {"messages_per_s": round(messages, 3), "bytes_per_s": round(data, 3)}
+
+
+def _overlap(runs: Runs) -> bool:
+    """Return whether all runs went on together for most of the time of the shortest."""
+    ends = [start + float(document["duration_s"]) for start, document in runs]
+    shared = min(ends) - max(start for start, _ in runs)
+    return shared > 0 and shared >= MOSTLY * min(float(document["duration_s"]) for _, document in runs)
 
 
 def _covered(runs: Runs) -> float:
@@ -194,13 +200,14 @@ def _summed(counts: Sequence[dict[str, int]]) -> dict[str, int]:
     return {key: sum(_each(counts, key)) for key in counts[0]}
 
 
-def _load(loads: Sequence[Document]) -> Document:
-    """Return what the runs agree on; and of how many connections and messages, and at what rates, the sum."""
+def _load(loads: Sequence[Document], *, together: bool) -> Document:
+    """Return what the runs agree on; and of connections and messages the sum, of rates too if they ran together."""
     merged = {}
     for key in loads[0]:
         values = _each(loads, key)
         if key in ("connections", "rate", "count", "connect_rate"):
-            merged[key] = None if None in values else sum(values)
+            apart = key.endswith("rate") and not together and len(loads) > 1
+            merged[key] = None if None in values or apart else sum(values)
         else:
             merged[key] = values[0] if all(value == values[0] for value in values) else None
     return merged

@@ -22,6 +22,7 @@ from echopair.text import duration, size
 NONE = "\N{EN DASH}"  # a figure that does not apply
 HARD = "\N{NO-BREAK SPACE}"  # between a figure and its unit
 STEPS = 300  # at most, in a chart over time; more are wider than the screen has pixels for
+FEW = 4  # ticks, for which there is room on a phone
 SAMPLES = 160  # of a distribution
 LOG_FROM = 20  # times the least latency: from there on a linear axis would flatten most of the line
 TIMES = ((3600.0, "h", 7200.0), (60.0, "min", 120.0), (1.0, "s", 1.0), (1e-3, "ms", 1e-3), (1e-6, "µs", 0.0))
@@ -195,7 +196,7 @@ def chart(title: str, note: str, x: Axis, y: Axis, lines: Sequence[Line]) -> str
         parts.append(f'<line x1="0" x2="100%" y1="{at}" y2="{at}"/>')
         parts.append(f'<text x="-10" y="{at}" dy="4" text-anchor="end">{label}</text>')
     for i, (value, label) in enumerate(x.ticks):
-        at, odd = f"{100 * x.place(value):.2f}%", ' class="odd"' * (i % 2)
+        at, odd = f"{100 * x.place(value):.2f}%", ' class="odd"' * (i % 2 and len(x.ticks) > FEW)
         parts.append(f'<line x1="{at}" x2="{at}" y1="0" y2="100%"/>')
         parts.append(f'<text{odd} x="{at}" y="100%" dy="22" text-anchor="middle">{label}</text>')
     parts.append(
@@ -207,7 +208,8 @@ def chart(title: str, note: str, x: Axis, y: Axis, lines: Sequence[Line]) -> str
 
 def distribution(document: dict[str, Any]) -> str:
     """Return the chart of latency by percentile; nothing if no message came back."""
-    runs = {name: loaded(document["histograms"][name]) for name in ("response", "service")}
+    names = ("response",) if document["load"]["model"] == "closed" else ("response", "service")
+    runs = {name: loaded(document["histograms"][name]) for name in names}
     if not all(run.count for run in runs.values()):
         return ""
     most = max(run.count for run in runs.values())
@@ -215,7 +217,7 @@ def distribution(document: dict[str, Any]) -> str:
     shares = [(2 * most) ** (i / SAMPLES) for i in range(SAMPLES + 1)]
     lines = [
         (name.capitalize(), look, [(share, (run.percentile(100 - 100 / share) or 0) / 1e9) for share in shares])
-        for (name, run), look in zip(runs.items(), ("broad", "two dashed"), strict=True)
+        for (name, run), look in zip(runs.items(), ("broad", "two dashed"), strict=False)
     ]
     ticks = [(2.0, "50 %")] + [(10.0**i, f"{100 - 100 / 10**i:.10g} %") for i in range(1, len(str(2 * most)))]
     x = Axis(1, 2 * most, ticks, log=True)
@@ -303,7 +305,7 @@ def page(document: dict[str, Any]) -> str:
             key_figures(document),
             f'<p class="soft">{MODELS[model]}</p>',
             f'<p class="note">{left_out}</p>' if left_out else "",
-            f"<h2>Latency</h2>\n{latency}\n{latency_table(document['latency_us'])}",
+            f"<h2>Latency</h2>\n{latency}\n{latency_table(document)}",
             f'<h2>Over time</h2>\n<div class="charts">\n{timeline}\n</div>' if timeline else "",
             errors_table(document["errors"]),
             thresholds_table(document["thresholds"]),
@@ -330,9 +332,11 @@ def key_figures(document: dict[str, Any]) -> str:
     return f'<dl class="tiles">{each}</dl>'
 
 
-def latency_table(latencies: dict[str, Any]) -> str:
-    """Return the table of what each kind of latency was."""
-    kinds = [latencies[name] or {"percentiles": {}} for name, _ in LATENCIES]
+def latency_table(document: dict[str, Any]) -> str:
+    """Return the table of what each kind of latency was; in a closed loop service is response, and there is no lag."""
+    closed, latencies = document["load"]["model"] == "closed", document["latency_us"]
+    shown = [(name, head) for name, head in LATENCIES if not (closed and name in ("service", "schedule_lag"))]
+    kinds = [latencies[name] or {"percentiles": {}} for name, _ in shown]
     percents = sorted({percent for kind in kinds for percent in kind["percentiles"]}, key=float)
     rows = [("Fastest", [_time(kind.get("min")) for kind in kinds])]
     rows += [
@@ -347,7 +351,7 @@ def latency_table(latencies: dict[str, Any]) -> str:
         f'<tr><th scope="row">{name}</th>{"".join(f"<td>{figure}</td>" for figure in figures)}</tr>\n'
         for name, figures in rows
     )
-    return table(["Percentile", *(name for _, name in LATENCIES)], body)
+    return table(["Percentile", *(head for _, head in shown)], body)
 
 
 def errors_table(errors: Sequence[dict[str, Any]]) -> str:

@@ -55,6 +55,7 @@ class Tally:
     not_sent: int = 0
     warmup_sent: int = 0  # messages; these two are in no other figure
     warmup_echoed: int = 0
+    warmup_partly: int = 0  # bytes that came back of messages that did not
     attempted: int = 0
     established: int = 0
     failed: int = 0
@@ -68,7 +69,7 @@ class Tally:
     schedule_lag: Histogram = field(default_factory=Histogram)
     connect: Histogram = field(default_factory=Histogram)
     _response: Histogram = field(default_factory=Histogram)  # of the intervals that have ended
-    _interval_from: float = 0.0
+    interval_from: float = 0.0
     _seen: tuple[int, int] = (0, 0)  # bytes and errors up to there
     _round_trips: int = 0  # microseconds, the sum over `_measured` connections
     _measured: int = 0
@@ -83,6 +84,11 @@ class Tally:
     def error_count(self) -> int:
         """How many things failed."""
         return sum(error.count for error in self.errors.values())
+
+    @property
+    def errors_in_interval(self) -> bool:
+        """Whether something has failed since the last interval ended."""
+        return self.error_count > self._seen[1]
 
     @property
     def went_wrong(self) -> bool:
@@ -109,18 +115,22 @@ class Tally:
         percentiles = {str(p): (ended.percentile(p) or 0) / NS_PER_US if some else None for p in INTERVAL_PERCENTS}
         interval = {
             "at_s": round(at, 3),
-            "duration_s": round(max(at - self._interval_from, 0.0), 3),
+            "duration_s": round(max(at - self.interval_from, 0.0), 3),
             "messages": ended.count,
             "bytes": max(bytes_received - data, 0),
             "errors": self.error_count - errors,
             "connections": connections,
             "response_us": {**percentiles, "max": ended.max / NS_PER_US if some else None},
         }
-        self._interval_from = at
+        self.interval_from = at
         if len(self.intervals) >= MAX_INTERVALS:
             self.intervals = [joined(*pair) for pair in batched(self.intervals)]
         self.intervals.append(interval)
         return interval
+
+    def join_last_intervals(self) -> None:
+        """Make one interval of the last two."""
+        self.intervals[-2:] = [joined(*self.intervals[-2:])]
 
     def generator(self, busy: float, waited: float, seconds: float, *, shared: bool) -> Document:
         """Return whether the client was the bottleneck, and why; `shared` says that the server is in this process.
@@ -136,7 +146,7 @@ class Tally:
             reasons.append(f"its CPU was {cpu_percent:.0f} % busy" + (", with the server in it (--loopback)" * shared))
         elif telling and 100 * (busy + waited) / seconds >= BUSY:
             reasons.append(f"its CPU was {cpu_percent:.0f} % busy, and others kept it waiting for more")
-        if late >= LATE:
+        if late >= LATE and 10 * late >= (self._response.percentile(99.9) or 0):  # else that is not why it was slow
             reasons.append(f"it was {late / 1e6:.1f} ms behind its own schedule (p99.9)")
         return {
             "cpu_percent": None if cpu_percent is None else round(cpu_percent, 1),

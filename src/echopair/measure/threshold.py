@@ -93,7 +93,7 @@ def _latency(document: dict[str, Any], name: str, statistic: str) -> float | Non
     """Return a statistic in microseconds; None if it cannot be known. Any percentile will do, of the histogram."""
     histogram = loaded(document["histograms"][name])
     messages = document["messages"]
-    lost = 0
+    lost = document["connections"]["failed"] if name == "connect" else 0
     if name in ("response", "service"):
         lost = messages["mismatched"] + messages["unanswered"] + messages["not_sent"]
     count = histogram.count
