@@ -11,7 +11,7 @@ from contextlib import suppress
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echopair.address import listen
@@ -42,6 +42,7 @@ def test_a_message_has_its_size_whatever_its_pieces(size):
         assert sum(map(len, own)) == size
 
 
+@settings(deadline=None)  # how long it takes is not the question
 @given(
     size=st.integers(16, 5000),
     conns=st.integers(1, 1000),

@@ -205,6 +205,25 @@ def test_accepted_sockets_send_small_echoes_at_once(world):
     assert world.connection().sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+def test_who_waits_in_the_queue_at_the_end_is_served(world, loop):
+    peers = [world.connect(served=False) for _ in range(ACCEPTS_PER_WAKEUP + 3)]
+    for peer in peers:
+        peer.send(b"hello")
+    done = []
+    Drain(loop, world.server, 5, lambda: done.append(True))
+    for peer in peers:
+        run_until(loop, lambda peer=peer: received(peer))
+        peer.close()
+    run_until(loop, lambda: done)
+    assert world.server.connections_served == len(peers)
+
+
+def received(peer: socket.socket) -> bool:
+    with suppress(BlockingIOError):
+        return peer.recv(100) == b"hello"
+    return False
+
+
 # Echoing
 
 

@@ -65,9 +65,9 @@ def _supervise(args: argparse.Namespace, output: Output) -> int:
     port = first[0].getsockname()[1]
     others = (listen(args.host, port, args.family, args.backlog, shared=True) for _ in range(1, args.workers))
     with EventLoop() as loop:
-        _say(first, output)
         workers = Workers(loop, [first, *others], partial(_work, args))
         try:
+            _say(first, output)  # now, for from here on signals are heeded
             loop.run()
         finally:
             workers.close()

@@ -66,6 +66,7 @@ class MeasuredSession(Session):
     in_flight: deque[tuple[float, float]] = field(default_factory=deque)  # when due, when handed to the kernel
     last_echo: float = 0.0
     _first: int = 0  # message of this connection
+    _plain_until: int = 0  # so many messages of it may each be sent as soon as the one before has come back
 
     def start(self, connection: Connection) -> None:
         """Begin on a new connection, whatever became of the last one."""
@@ -95,13 +96,51 @@ class MeasuredSession(Session):
     def send_more(self, connection: Connection) -> None:
         """Send what is due and what the pipeline and the kernel have room for; half-close when it was all."""
         between = not self.unsent and self.pieces_sent % self.pieces_per_message == 0
-        self.exhausted = between and self.begun >= min(self.limit, self._first + self.per_connection)
+        here = min(self.limit - self._first, self.per_connection)
+        self.exhausted = between and self.begun - self._first >= here
+        if self.pipeline == 1 and not self.schedule:
+            self._plain_until = here
         Session.send_more(self, connection)
 
     def messages_allowed(self) -> int:
         """Return how many messages may have been sent by now on this connection."""
         here = min(self.due, self.limit) - self._first
         return min(here, self.per_connection, self.messages_echoed + self.pipeline)
+
+    def data_received(self, connection: Connection, data: bytes) -> None:
+        """Compare what came back, time it, and go on.
+
+        The common case, in which what comes back is the one message in flight, is here without the calls that the
+        others need: a third of the time that a message takes.
+        """
+        outstanding = self.outstanding
+        if self.pieces_per_message > 1 or len(outstanding) != 1 or self.matched or data != outstanding[0]:
+            Session.data_received(self, connection, data)
+            return
+        self.last_echo = now = self.clock()
+        due, handed_over = self.in_flight.popleft()
+        outstanding.popleft()
+        self.pieces_echoed += 1
+        if due >= self.since:
+            self.tally.recent.record(int((now - due) * NS))
+            if self.schedule:
+                self.tally.service.record(int((now - handed_over) * NS))
+        else:
+            self.tally.warmup_echoed += 1
+        if self.schedule or self.pieces_sent >= self._plain_until:
+            self.send_more(connection)
+            return
+        piece = next(self.pieces)
+        outstanding.append(piece)
+        now = self.clock()
+        self.in_flight.append((now, now))
+        self.begun += 1
+        self.pieces_sent += 1
+        if now >= self.since:
+            self.tally.sent += 1
+        else:
+            self.tally.warmup_sent += 1
+        connection.send(piece)
 
     def send_piece(self, connection: Connection, piece: bytes) -> None:
         """Send one piece, and time it if a message begins with it."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # importing typing would take a tenth of the start
 
 ACCEPTS_PER_WAKEUP = 64  # a flood of connections shares each turn of the loop with those already there
 NEVER = -1.0
+QUEUE = 4096  # connections; as long as listen queues get unasked (listen(2), somaxconn)
 RECOVERED_AFTER = 1.0  # seconds without a shortage; peers that come and go at the limit would flood the log
 RETRY_DELAY = 0.1  # seconds; descriptors and memory are freed by peers, and no event tells
 
@@ -73,6 +74,14 @@ class Acceptor:
             for listener in self._listeners:
                 self._loop.watch(listener, READ, partial(self._accept, listener))
 
+    def finish(self) -> None:
+        """Accept who waits in the queues now, as far as there is room, then stop listening."""
+        for listener in self._listeners:
+            for _ in range(QUEUE // ACCEPTS_PER_WAKEUP):
+                if not self._accept(listener):
+                    break
+        self.close()
+
     def close(self) -> None:
         """Stop listening; whoever waits in the queue is reset by the kernel."""
         self._pause()
@@ -93,24 +102,27 @@ class Acceptor:
             self._retry.cancel()
             self._retry = None
 
-    def _accept(self, listener: socket.socket, _events: int = READ) -> None:
+    def _accept(self, listener: socket.socket, _events: int = READ) -> bool:
+        """Accept so many and no more; return whether there may be more."""
         for _ in range(min(self._room(), ACCEPTS_PER_WAKEUP)):
             try:
                 sock, address = listener.accept()
             except BlockingIOError:
-                return
+                return False
             except OSError as error:
                 if error.errno in CONNECTION_FAILED:
                     continue
                 self._wait_for_resources(error)
-                return
+                return False
             try:
                 self._accepted(sock, address)
             except Exception:
                 log.exception("a new connection could not be served")
                 sock.close()
-        if not self._room():
-            self._pause()
+        if self._room():
+            return True
+        self._pause()
+        return False
 
     def _watch_for_recovery(self) -> None:
         due = self._short_at + RECOVERED_AFTER

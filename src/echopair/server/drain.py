@@ -27,7 +27,7 @@ class Drain(Handler):
     def __init__(self, loop: EventLoop, server: EchoServer, timeout: float, done: Callable[[], object]) -> None:
         self._server = server
         self._done = done
-        server.acceptor.close()
+        server.acceptor.finish()
         for connection in server.connections:
             connection.handler = self
         self._timer = loop.call_later(timeout, self.give_up)

@@ -14,7 +14,7 @@ from echopair.connection import READ_SIZE, Connection
 from echopair.loop import READ, WRITE
 from echopair.server.zerocopy import PIPE_SIZE, Pipe, Pipes
 
-LARGE = 16 * 1024  # bytes; a read of so many, and the next one is spliced: from here on that is cheaper, see the README
+LARGE = 8 * 1024  # bytes; a read of so many, and the next one is spliced: from here on that is cheaper, see the README
 CANNOT_SPLICE = (errno.EINVAL, errno.ENOSYS, errno.EPERM)  # a strange socket, an old kernel, a sandbox (splice(2))
 
 
