@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from echopair.loop import MAX_WAIT, READ, TIMERS, WRITE, EventLoop
+from echopair.loop import MAX_WAIT, READ, TIMERS, WRITE, EventLoop, LeanEpollSelector
 from helpers import HUNG, Clock, run_until
 
 Pair = tuple[socket.socket, socket.socket]
@@ -327,6 +327,12 @@ def test_queued_work_does_not_wait(sleeper: EventLoop, recording: RecordingSelec
     assert recording.timeouts == [0, 5]
 
 
+def test_a_system_without_epoll_gets_what_there_is(monkeypatch):
+    monkeypatch.delattr(selectors, "EpollSelector")
+    with EventLoop() as loop:
+        assert not isinstance(loop._selector, LeanEpollSelector)
+
+
 def test_cancelled_timers_do_not_wake(sleeper: EventLoop, recording: RecordingSelector) -> None:
     for delay in (1, 2):
         sleeper.call_later(delay, lambda: None).cancel()
@@ -537,6 +543,12 @@ def test_a_selector_without_the_names_that_the_lean_one_relies_on_is_not_used(mo
     monkeypatch.setattr("echopair.loop.LeanEpollSelector", selectors.SelectSelector)
     with EventLoop() as loop:
         assert type(loop._selector) is selectors.DefaultSelector
+
+
+def test_a_system_without_epoll_gets_what_there_is(monkeypatch):
+    monkeypatch.delattr(selectors, "EpollSelector")
+    with EventLoop() as loop:
+        assert not isinstance(loop._selector, LeanEpollSelector)
 
 
 def test_cancelled_timers_do_not_pile_up(loop):

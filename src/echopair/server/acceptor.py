@@ -77,9 +77,9 @@ class Acceptor:
     def finish(self) -> None:
         """Accept who waits in the queues now, as far as there is room, then stop listening."""
         for listener in self._listeners:
-            for _ in range(QUEUE // ACCEPTS_PER_WAKEUP):
-                if not self._accept(listener):
-                    break
+            turns = QUEUE // ACCEPTS_PER_WAKEUP  # a flood must not go on for ever
+            while turns and self._accept(listener):
+                turns -= 1
         self.close()
 
     def close(self) -> None:
