@@ -121,7 +121,9 @@ def test_a_drain_that_goes_on_is_not_begun_again(caplog):
 
 def test_the_first_signal_drains_and_the_second_does_not_wait(monkeypatch, lines):
     def never_reads(port: int) -> None:
-        peer = connect(port)
+        peer = socket.socket()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # it may grow to tens of MiB otherwise
+        peer.connect((LOCALHOST, port))
         peers.append(peer)
         peer.settimeout(0.3)
         with pytest.raises(TimeoutError):  # nothing moves any more: every buffer on the way is full

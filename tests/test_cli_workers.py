@@ -83,7 +83,9 @@ def test_a_signal_lets_all_workers_finish_what_is_owed(signum):
 
 def test_a_second_signal_does_not_wait():
     with running_server("--workers", "2", "--drain-timeout", "1h") as (server, port):
-        peer = socket.create_connection((LOCALHOST, port), timeout=HUNG)
+        peer = socket.socket()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # it may grow to tens of MiB otherwise
+        peer.connect((LOCALHOST, port))
         peer.settimeout(0.3)
         with pytest.raises(TimeoutError):
             peer.sendall(bytes(64 << 20))

@@ -327,12 +327,6 @@ def test_queued_work_does_not_wait(sleeper: EventLoop, recording: RecordingSelec
     assert recording.timeouts == [0, 5]
 
 
-def test_a_system_without_epoll_gets_what_there_is(monkeypatch):
-    monkeypatch.delattr(selectors, "EpollSelector")
-    with EventLoop() as loop:
-        assert not isinstance(loop._selector, LeanEpollSelector)
-
-
 def test_cancelled_timers_do_not_wake(sleeper: EventLoop, recording: RecordingSelector) -> None:
     for delay in (1, 2):
         sleeper.call_later(delay, lambda: None).cancel()

@@ -237,7 +237,7 @@ def test_every_byte_comes_back_and_then_eof(world, loop):
 
 
 def test_a_late_slow_reader_gets_all_of_a_half_closed_stream(world, loop):
-    peer = world.connect()
+    peer = world.connect(receive_buffer=65536)
     payload = bytes(range(256)) * 65536  # 16 MiB
     unsent, received = memoryview(payload)[send_what_fits(world, peer, payload) :], bytearray()
     assert unsent, "the reader is late only if the path fills up first"
