@@ -239,7 +239,11 @@ def test_a_hang_up_ends_the_run_with_its_report(capsys, server):
         os.kill(os.getpid(), signal.SIGHUP)
         keep(sock)
 
-    status, document = run_json(capsys, server(serve), "-n", "100")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup(1)
+    try:
+        status, document = run_json(capsys, server(serve), "-n", "100")
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert status == 129
     assert document["messages"]["unanswered"] == 1
 
