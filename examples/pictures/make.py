@@ -98,7 +98,7 @@ def main() -> None:
             as_page(f"echo-client {' '.join(LOAD)} --report report.html", frames[len(frames) * 8 // 10]), "utf-8"
         )
         photograph(browser, directory / "meter.html", HERE / "meter.png", 1000, 82)
-        photograph(browser, directory / "report.html", HERE / "report.png", 1280, 1500)
+        photograph(browser, directory / "report.html", HERE / "report.png", 1280, 1545)
         document = json.loads((directory / "run.json").read_text("utf-8"))
     for kind in ("response", "service"):
         figures = document["latency_us"][kind]["percentiles"]
