@@ -203,7 +203,7 @@ def test_an_open_loop_sends_what_is_due_when_it_is_due(run):
     run = run(conns=4, duration=1.0, rate=1000.0)
     run.until_begun()
     sent = []
-    run.pass_time(1.0, each=lambda: sent.append(run.tally.sent))
+    run.pass_time(1.0, each=lambda: sent.append(run.load.sent))
     figures = run.figures()
     assert sent[0] == 1  # the first is due at once
     assert all(now - before <= 2 for before, now in pairwise(sent))
@@ -292,7 +292,7 @@ def test_what_was_due_and_could_not_be_sent_is_counted(run):
     run.server.held = True
     run.until_begun()
     run.pass_time(1.0)
-    assert run.tally.sent == 2
+    assert run.load.sent == 2
     run.pass_time(module.CATCH_UP + 0.1, 0.1)
     run.server.go_on()
     figures = run.figures()
@@ -322,7 +322,7 @@ def test_nothing_is_sent_before_every_connection_was_tried(run):
     run.pass_time(0.85)
     assert run.load.stage == "connecting"
     assert run.load.connected == 9
-    assert run.tally.sent == 0
+    assert run.load.sent == 0
     run.pass_time(0.1)
     assert run.figures()["messages"]["echoed"] == 10
 
@@ -332,7 +332,7 @@ def test_a_fleet_begins_together(run, clock):
     run.pass_time(4.9, 0.1)
     assert run.load.connected == 2
     assert run.load.stage == "waiting to begin"
-    assert run.tally.sent == 0
+    assert run.load.sent == 0
     run.pass_time(0.2, 0.1)
     assert run.figures()["messages"]["echoed"] == 2
     assert run.load.began_at == pytest.approx(1005, abs=0.11)
@@ -345,7 +345,7 @@ def test_a_warm_up_leaves_no_trace_in_the_figures(run, rate, end, seconds):
     run.server.delay = MS
     run.pass_time(0.9)
     assert run.load.stage == "warming up"
-    assert run.tally.sent == run.tally.echoed == 0
+    assert run.load.sent == run.tally.echoed == 0
     run.pass_time(seconds + 0.3)
     figures = run.figures()
     messages = figures["messages"]

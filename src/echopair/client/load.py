@@ -139,6 +139,11 @@ class Load:
         return len(self._client.open)
 
     @property
+    def sent(self) -> int:
+        """How many messages were sent, at least in part, but for those that warmed up."""
+        return sum(session.begun for session in self.sessions) - sum(self._due_before) if self._due_before else 0
+
+    @property
     def seconds(self) -> float:
         """How long was measured: to the last echo, or to the planned end or `stop()` where that is later."""
         if self.began_at is None:
@@ -254,10 +259,10 @@ class Load:
 
     def _measure(self, since: float) -> None:
         """Begin to measure: in an open loop what is due from `since` on, in a closed one what is sent from now on."""
+        skipped = 0
         if self._schedule:
             self._release_all(since)
-            for session in self.sessions:
-                session.skip()
+            skipped = sum(session.skip() for session in self.sessions)
         else:
             since = self._loop.clock()
         self.began_at = since
@@ -265,7 +270,8 @@ class Load:
         for session in self.sessions:
             session.since = since
         self._due_until = float("inf") if self.plan.duration is None else since + self.plan.duration
-        self._due_before = [session.due if self._schedule else session.begun for session in self.sessions]
+        self._due_before = [session.begun for session in self.sessions]
+        self.tally.warmup_sent = sum(self._due_before) - skipped
         if self.plan.count is not None:
             whole, rest = divmod(self.plan.count, self.plan.conns)
             self._last_due = self._next_due + self.plan.count
@@ -339,6 +345,7 @@ class Load:
         else:
             for session in self.sessions:
                 self.tally.not_sent += self._not_sent(session)
+            self.tally.sent = self.sent
             self.tally.bytes_sent, self.tally.bytes_received = self._bytes()
             self._end_last_interval()
         self._watcher.load_done()

@@ -15,9 +15,10 @@ there are only 256.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count, repeat
 from random import Random
+from struct import Struct
 
 PIECE_SIZE = 64 * 1024  # bytes
 STAMP_SIZE = 8  # bytes
@@ -26,6 +27,7 @@ STRIDE = PIECE_SIZE + 1  # neighbours do not overlap in the block
 MODULUS = 2**64
 SCATTER = 0x9E3779B97F4A7C15  # odd; 2**64 divided by the golden ratio
 GATHER = pow(SCATTER, -1, MODULUS)
+STAMP = Struct(">Q")
 PLAUSIBLE = 2**40  # pieces; no run sends more, and of arbitrary bytes one in 2**24 looks as if it had
 
 
@@ -41,18 +43,39 @@ class Payload:
         self.pieces_per_message = -(-size // PIECE_SIZE)
 
     def pieces(self, connection: int, messages: int | None = None, *, first: int = 0) -> Iterator[bytes]:
-        """Yield the pieces of `messages` messages (None: without end) for connection number `connection`, from 1.
+        """Return the pieces of `messages` messages (None: without end) for connection number `connection`, from 1.
 
         `first` leaves out so many messages before them.
         """
-        numbers = count(connection - 1 + first * self.pieces_per_message * self._conns, self._conns)
-        for _ in repeat(None) if messages is None else range(messages):
+        number = connection - 1 + first * self.pieces_per_message * self._conns
+        turns: Iterable[object] = repeat(None) if messages is None else range(messages)
+        if STAMP_SIZE < self._size <= PIECE_SIZE:
+            return self._whole(number, turns)
+        return self._cut(number, turns)
+
+    def _whole(self, number: int, turns: Iterable[object]) -> Iterator[bytes]:
+        """Yield messages of one piece each, as `piece` has them, in half the time: from one to the next it adds."""
+        stamp, start = self._stamp(number), number * STRIDE % PERIOD
+        next_stamp, next_start = self._conns * SCATTER % MODULUS, self._conns * STRIDE % PERIOD
+        block, filling, pack = self._block, self._size - STAMP_SIZE, STAMP.pack
+        for _ in turns:
+            yield pack(stamp) + block[start : start + filling]
+            stamp = (stamp + next_stamp) % MODULUS
+            start = (start + next_start) % PERIOD
+
+    def _cut(self, number: int, turns: Iterable[object]) -> Iterator[bytes]:
+        """Yield messages of any size."""
+        numbers = count(number, self._conns)
+        for _ in turns:
             for offset in range(0, self._size, PIECE_SIZE):
                 yield self.piece(next(numbers), min(PIECE_SIZE, self._size - offset))
 
+    def _stamp(self, number: int) -> int:
+        return (number * SCATTER + self._salt) % MODULUS
+
     def piece(self, number: int, length: int) -> bytes:
         """Return the first `length` bytes of piece `number`."""
-        stamp = ((number * SCATTER + self._salt) % MODULUS).to_bytes(STAMP_SIZE, "big")
+        stamp = STAMP.pack(self._stamp(number))
         if length <= STAMP_SIZE:
             return stamp[:length]
         start = number * STRIDE % PERIOD
@@ -62,7 +85,7 @@ class Payload:
         """Return the connection and message, both from 1, of the piece that starts with `data`; None if none does."""
         if min(len(data), self._size) < STAMP_SIZE:
             return None
-        number = (int.from_bytes(data[:STAMP_SIZE], "big") - self._salt) * GATHER % MODULUS
+        number = (STAMP.unpack_from(data)[0] - self._salt) * GATHER % MODULUS
         length = min(len(data), self._size, PIECE_SIZE)
         if number >= PLAUSIBLE or self.piece(number, length) != data[:length]:
             return None

@@ -8,12 +8,14 @@ reading never waits for it, so no size of message can make the two ends wait for
 from __future__ import annotations
 
 import errno
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from echopair.client.mismatch import agreement, diagnose, dump
 from echopair.connection import READ_SIZE, Connection, Handler
+from echopair.loop import EventLoop
 from echopair.text import count, reason
 
 EMPTY = memoryview(b"")
@@ -58,7 +60,6 @@ class Session(Handler):
     echoed: int = 0  # bytes of the current message that came back in whole pieces
     unsent: memoryview = EMPTY  # what is left of a piece too large to be sent at once
     pieces_sent: int = 0
-    pieces_echoed: int = 0
     exhausted: bool = False  # nothing is left to send
     failure: Failure | None = None
 
@@ -68,9 +69,18 @@ class Session(Handler):
         return -(-self.pieces_sent // self.pieces_per_message)
 
     @property
+    def pieces_echoed(self) -> int:
+        """How many pieces came back whole."""
+        return self.pieces_sent - len(self.outstanding)
+
+    @property
     def messages_echoed(self) -> int:
         """How many messages came back whole."""
         return self.pieces_echoed // self.pieces_per_message
+
+    def connect(self, loop: EventLoop, sock: socket.socket, peer: str) -> Connection:
+        """Return the connection to `peer` on a socket that was just connected."""
+        return Connection(loop, sock, self, peer)
 
     def start(self, connection: Connection) -> None:
         """Begin, on a connection just made."""
@@ -136,7 +146,6 @@ class Session(Handler):
         """Let go of the piece that has come back."""
         self.echoed += len(self.outstanding.popleft())
         self.matched = 0
-        self.pieces_echoed += 1
         if self.pieces_echoed % self.pieces_per_message == 0:
             self.echoed = 0
 
