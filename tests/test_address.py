@@ -21,6 +21,7 @@ from echopair.address import (
     Address,
     AddressError,
     Dial,
+    Listener,
     explain,
     format_address,
     listen,
@@ -298,12 +299,20 @@ def test_search_for_a_free_port_ends_and_leaves_nothing_open(monkeypatch: pytest
     assert descriptors() == before
 
 
+def test_a_client_out_of_local_ports_is_told_so():
+    error = OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+    assert explain(error, connecting=True).endswith(
+        "(no local port is left for it: use fewer connections, or widen net.ipv4.ip_local_port_range)"
+    )
+    assert "no interface here" in explain(error)
+
+
 def test_privileged_port_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Unprivileged(socket.socket):
+    class Unprivileged(Listener):
         def bind(self, _address: object) -> None:
             raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(socket, "socket", Unprivileged)
+    monkeypatch.setattr("echopair.address.Listener", Unprivileged)
     with pytest.raises(AddressError) as caught:
         listen([LOCALHOST], 7)
     assert str(caught.value) == "cannot listen on 127.0.0.1:7: permission denied (ports below 1024 need privileges)"

@@ -33,7 +33,8 @@ REMEDIES = {
     errno.EMFILE: "too many open files for this process; see ulimit -n",
     errno.ENFILE: "too many open files on this machine",
 }
-
+# connect(2): no port of the ephemeral range is free towards that address; or IPv6 is switched off
+NO_LOCAL_PORT = "no local port is left for it: use fewer connections, or widen net.ipv4.ip_local_port_range"
 
 Address = tuple[int, tuple["Any", ...]]  # a family and a socket address: one of the ways to reach a host
 
@@ -154,9 +155,23 @@ def _listen_all(groups: list[list[Address]], port: int, backlog: int | None, *, 
     return list(listeners.values())
 
 
+class Listener(socket.socket):
+    """A listening socket whose family and type are plain ints.
+
+    socket.socket makes an enum member of each for whoever asks, as its own `accept()` does: a microsecond a connection.
+    """
+
+    __slots__ = ("family", "type")
+
+    def __init__(self, family: int, type: int) -> None:  # noqa: A002 - as socket.socket has it
+        super().__init__(family, type)
+        self.family = int(family)  # type: ignore[misc, assignment]
+        self.type = int(type)  # type: ignore[misc, assignment]
+
+
 def _listen_on(address: Address, port: int, backlog: int | None, *, shared: bool) -> socket.socket:
     family, sockaddr = address
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener = Listener(family, socket.SOCK_STREAM)
     try:
         listener.setblocking(False)
         if os.name == "posix":  # elsewhere the option would let two programs share the port
@@ -177,12 +192,12 @@ def _listen_on(address: Address, port: int, backlog: int | None, *, shared: bool
     return listener
 
 
-def explain(error: OSError, port: int = 0) -> str:
+def explain(error: OSError, port: int = 0, *, connecting: bool = False) -> str:
     """Return what went wrong, in words, with the remedy where one is known."""
     reason = (error.strerror or str(error)).lower()
     if error.errno == errno.EACCES and 0 < port < 1024:
         return f"{reason} ({PRIVILEGED})"
-    remedy = REMEDIES.get(error.errno or 0)
+    remedy = NO_LOCAL_PORT if connecting and error.errno == errno.EADDRNOTAVAIL else REMEDIES.get(error.errno or 0)
     return f"{reason} ({remedy})" if remedy else reason
 
 

@@ -113,7 +113,9 @@ class EchoClient:
             connection.abort(error)
 
     def _failed(self, session: Session, failures: list[tuple[Address, OSError]]) -> None:
-        told = "; ".join(f"{format_address(address[1])}: {explain(error)}" for address, error in failures)
+        told = "; ".join(
+            f"{format_address(address[1])}: {explain(error, connecting=True)}" for address, error in failures
+        )
         session.failure = Failure(
             "connect", error_name(failures[-1][1]), f"connection {session.number}: cannot connect to {told}"
         )
