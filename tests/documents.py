@@ -62,6 +62,7 @@ def empty() -> dict[str, Any]:
             "model": "closed",
             "connections": 50,
             "size": 1024,
+            "workers": 1,
             "pipeline": 1,
             "rate": None,
             "seed": 7,

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import pytest
 
-from echopair.cli import client, measuring
+from echopair.cli import busy, client, measuring
 from echopair.cli import meter as meter_module
 from echopair.cli.command import FAILED, INTERRUPTED, OK, TERMINATED, USAGE
 from echopair.cli.results import THRESHOLD
@@ -159,6 +159,7 @@ def test_a_good_run_as_json(capsys):
         "model": "closed",
         "connections": 3,
         "size": 2048,
+        "workers": 1,
         "pipeline": 1,
         "rate": None,
         "seed": 9,
@@ -581,3 +582,8 @@ def test_a_run_may_begin_at_a_moment(capsys):
     from datetime import datetime
 
     assert datetime.fromisoformat(document["started_at"]).timestamp() == pytest.approx(moment, abs=0.2)
+
+
+def test_a_system_that_does_not_count_the_wait_for_a_processor_has_none(monkeypatch):
+    monkeypatch.setattr("builtins.open", lambda *_: (_ for _ in ()).throw(FileNotFoundError()))
+    assert busy.waited_for_cpu() == 0.0

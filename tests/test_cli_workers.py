@@ -14,7 +14,8 @@ from echopair.address import listen
 from echopair.cli import server as command
 from echopair.cli import workers as module
 from echopair.cli.command import FAILED, OK, USAGE
-from echopair.cli.workers import Workers, processors
+from echopair.cli.forking import processors, workers
+from echopair.cli.workers import Workers
 from echopair.loop import EventLoop
 from helpers import HUNG, LOCALHOST, run_client, running_server
 
@@ -121,7 +122,7 @@ def test_a_number_of_workers_is_one(text, capsys):
 
 
 def test_auto_is_one_a_processor(monkeypatch):
-    assert command._workers("auto") == processors() == len(os.sched_getaffinity(0))
+    assert workers("auto") == processors() == len(os.sched_getaffinity(0))
     monkeypatch.delattr(os, "sched_getaffinity")
     assert processors() == os.cpu_count()
 

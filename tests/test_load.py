@@ -338,6 +338,18 @@ def test_a_fleet_begins_together(run, clock):
     assert run.load.began_at == pytest.approx(1005, abs=0.11)
 
 
+def test_a_load_that_ends_before_it_is_told_to_begin_does_not_begin(run):
+    run = run(conns=1, count=2)
+    begins = []
+    run.load_ready = begins.append
+    run_until(run.loop, lambda: begins)
+    run.load.stop()
+    begins[0](0.0)
+    figures = run.figures()
+    assert figures["messages"]["sent"] == 0
+    assert "begun" not in run.events
+
+
 @pytest.mark.parametrize("rate", [None, 1000.0])
 @pytest.mark.parametrize(("end", "seconds"), [({"duration": 1.0}, 1.0), ({"count": 500}, 0.5)])
 def test_a_warm_up_leaves_no_trace_in_the_figures(run, rate, end, seconds):

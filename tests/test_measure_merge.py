@@ -159,7 +159,7 @@ def test_load_adds_connections_and_rates_and_is_null_where_runs_differ():
     first, second = opened(), opened()
     second["load"].update(size=64, seed=8, connections=1, rate=500.0)
     load = merge([first, second])["load"]
-    assert load == {**first["load"], "size": None, "seed": None, "connections": 51, "rate": 2500.0}
+    assert load == {**first["load"], "size": None, "seed": None, "connections": 51, "workers": 2, "rate": 2500.0}
 
 
 def test_client_is_the_bottleneck_if_one_of_them_was():

@@ -88,6 +88,7 @@ def document(response: Histogram = SOME, service: Histogram | None = None, **cha
             "model": "closed",
             "connections": 50,
             "size": 1024,
+            "workers": 1,
             "pipeline": 3,
             "rate": None,
             "seed": 1513640606,

@@ -163,7 +163,7 @@ def test_a_message_takes_the_client_three_system_calls(loop, echo):
     assert a_message(counting.work.system) == {"poll": 1, "recv": 1, "send": 1}
     loop_and_path = ("EventLoop", "LeanEpollSelector", "Connection", "Measured", "Histogram", "Payload")
     path = Counter({name: calls for name, calls in counting.work.python.items() if name.startswith(loop_and_path)})
-    assert total(path) <= 10, path  # of the loop 5; _ready, _receive, time_echo, record, _whole
+    assert total(path) <= 12, path  # of the loop 5, of Connection 3, data_received, _time_echo, record, _whole
 
 
 def test_the_client_keeps_no_memory_a_message(loop, echo):

@@ -191,10 +191,6 @@ class Connection:
         except OSError as error:
             self._end(self.error or error)
             return
-        self._take(data)
-
-    def _take(self, data: bytes) -> None:
-        """Pass on what was received; nothing is EOF."""
         self.active_at = self.loop.now
         if data:
             self.bytes_received += len(data)

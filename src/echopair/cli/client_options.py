@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from echopair.address import parse_port, split_host_port
 from echopair.cli import options
 from echopair.cli.command import raise_descriptor_limit
+from echopair.cli.forking import check_possible, workers
 from echopair.client.echo import CONNECT_TIMEOUT, TIMEOUT
 from echopair.client.session import FULL, LENGTH, NONE
 
@@ -34,6 +35,7 @@ MEASURED = {
     "size": "-s",
     "count": "-n",
     "seed": "--seed",
+    "workers": "--workers",
     "duration": "-d",
     "rate": "-r",
     "warmup": "--warmup",
@@ -49,7 +51,19 @@ MEASURED = {
     "report": "--report",
     "fail_if": "--fail-if",
 }
-LOAD = ("-s", "-n", "--seed", "-d", "-r", "--warmup", "--connect-rate", "--reconnect-every", "--start-at", "-i")
+LOAD = (
+    "-s",
+    "-n",
+    "--seed",
+    "--workers",
+    "-d",
+    "-r",
+    "--warmup",
+    "--connect-rate",
+    "--reconnect-every",
+    "--start-at",
+    "-i",
+)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -87,7 +101,11 @@ def _check_target(args: argparse.Namespace) -> None:
     args.port = args.port if port is None else port
     if args.port == 0 and not args.loopback:
         raise options.UsageError("port 0 cannot be connected to: give the port that the server listens on")
-    needed = args.conns * (1 + args.loopback) + DESCRIPTORS_APART
+    args.workers = min(args.workers or 1, args.conns)
+    if args.workers > 1:
+        check_possible()
+    here = -(-args.conns // args.workers)  # a process has its share of them, and the first what it serves itself
+    needed = here + args.conns * args.loopback + DESCRIPTORS_APART
     limit = raise_descriptor_limit()
     if needed > limit:
         raise options.UsageError(
@@ -154,6 +172,8 @@ def parser() -> options.Parser:
     add("-n", "--count", metavar="N", type=options.count(1),
         help="generate N messages in all, shared out over the connections (default: one on each)")
     add("--seed", metavar="N", type=options.count(), help="generate these (default: at random, and printed)")
+    add("--workers", metavar="N", type=options.checked(workers),
+        help="share the connections out over so many processes; auto: one a processor (default: 1)")
     add("-w", "--pipeline", metavar="N", type=options.count(1), default=1, help="messages in flight on a connection")
     add("-", dest="pipe", action="store_true", help="send standard input, write the echo to standard output")
 

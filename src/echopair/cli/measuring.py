@@ -7,11 +7,13 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from echopair import __version__
 from echopair.address import Address, AddressError, format_address
+from echopair.cli.busy import Busy
 from echopair.cli.command import FAILED, OK, Output
 from echopair.cli.meter import Lines, Meter, Progress
 from echopair.cli.reaching import Reach
@@ -22,6 +24,10 @@ from echopair.loop import EventLoop
 from echopair.measure.document import Document
 from echopair.measure.tally import Tally
 from echopair.text import duration
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from echopair.cli.client_workers import SharedLoad
 
 PUNCTUAL = 0.1  # seconds
 
@@ -42,6 +48,8 @@ def measure(args: argparse.Namespace, output: Output) -> int:
             if not results.for_programs:
                 raise
             run.tally.fail("resolve", "unresolved", str(error))
+        finally:
+            run.close()
     return results.tell(run.document())
 
 
@@ -54,15 +62,6 @@ def sharpen_timers() -> None:
         pass  # not Linux, or not allowed: the schedule lag will tell
 
 
-def waited_for_cpu() -> float:
-    """Return how many seconds this thread was ready to run and others had the processor; 0 if that is not known."""
-    try:
-        with open("/proc/self/schedstat") as file:
-            return int(file.read().split()[1]) / 1e9
-    except (OSError, IndexError):
-        return 0.0  # not Linux, or a kernel that does not count it
-
-
 class Run(Watcher):
     """One load, watched: what it tells is passed on, and its result document made at the end."""
 
@@ -71,10 +70,12 @@ class Run(Watcher):
         self._loop = loop
         self._args = args
         self._output = output
-        self._load: Load | None = None
+        self._load: Load | SharedLoad | None = None
         self._no_load = Tally(open_loop=args.rate is not None)  # while there is none
         self._began = time.time()  # by the wall clock
-        self._busy = self._waited = self._took = 0.0  # seconds: with a processor, waiting for one, and in all
+        self._busy = Busy(loop.clock)
+        self._generator: Callable[[], Document] = self._this_process
+        self.close: Callable[[], object] = lambda: None  # gives back what the load still has
         self._told: set[tuple[str, str]] = set()  # kinds of failures, in this interval
         self._progress = self._choose_progress()
 
@@ -92,7 +93,13 @@ class Run(Watcher):
             **{name: getattr(self._args, name) for name in LOAD_OPTIONS if getattr(self._args, name) is not None},
             start_at=start_at,
         )
-        self._load = Load(self._loop, addresses, plan, self)
+        if plan.workers > 1:
+            from echopair.cli.client_workers import SharedLoad
+
+            self._load = shared = SharedLoad(self._loop, addresses, plan, self)
+            self._generator, self.close = shared.generator, shared.close
+        else:
+            self._load = Load(self._loop, addresses, plan, self)
         self._progress.start(self._loop, self._load)
         self._event("start", {"target": self._target(), "load": self._asked()})
 
@@ -106,7 +113,7 @@ class Run(Watcher):
     def load_begun(self) -> None:
         """Note when, by the clocks that others go by; and whether that is later than was asked for."""
         self._began = time.time()
-        self._busy, self._waited, self._took = -time.process_time(), -waited_for_cpu(), -self._loop.clock()
+        self._busy.begin()
         late = self._began - (self._args.start_at or self._began) - (self._args.warmup or 0.0)
         if late > PUNCTUAL:
             log.warning("began %s after --start-at: the connections were not made in time", duration(late))
@@ -125,10 +132,7 @@ class Run(Watcher):
 
     def load_over(self) -> None:
         """Note how busy this process was; from here on it only waits."""
-        if self._took:
-            self._busy += time.process_time()
-            self._waited += waited_for_cpu()
-            self._took += self._loop.clock()
+        self._busy.end()
 
     def load_done(self) -> None:
         """End the run."""
@@ -148,10 +152,13 @@ class Run(Watcher):
             "duration_s": round(seconds, 6),
             "exit_status": self.reach.status or (FAILED if self.tally.went_wrong else OK),
             "load": self._asked(),
-            "generator": self.tally.generator(self._busy, self._waited, self._took, shared=self._args.loopback),
+            "generator": self._generator(),
             **self.tally.figures(seconds, self._args.percentiles),
             "thresholds": [],
         }
+
+    def _this_process(self) -> Document:
+        return self.tally.generator(*self._busy.figures, shared=self._args.loopback)
 
     def _target(self) -> str:
         return "itself (--loopback)" if self._args.loopback else format_address((self._args.host, self._args.port))
@@ -161,6 +168,7 @@ class Run(Watcher):
         return {
             "model": "closed" if args.rate is None else "open",
             "connections": args.conns,
+            "workers": args.workers,
             **{name: getattr(args, name) for name in ("size", "pipeline", "rate", "seed", "verify", "count")},
             "warmup_s": args.warmup or 0.0,
             "duration_s": None if args.duration == float("inf") else args.duration,
@@ -195,4 +203,5 @@ LOAD_OPTIONS = (
     "interval",
     "timeout",
     "connect_timeout",
+    "workers",
 )

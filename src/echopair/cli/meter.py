@@ -6,10 +6,14 @@ import sys
 from typing import NamedTuple
 
 from echopair.cli.command import Aside, columns, wants_colour
-from echopair.client.load import Load
 from echopair.loop import EventLoop, Timer
 from echopair.measure.document import Document
 from echopair.text import count, duration, size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from echopair.cli.client_workers import SharedLoad
+    from echopair.client.load import Load
 
 REDRAWN = 0.25  # seconds from one drawing of the meter to the next
 BAR = 12  # columns
@@ -22,7 +26,7 @@ CLEAR = "\r\x1b[K"  # the line (ECMA-48 8.3.41, EL)
 class Progress:
     """Shows nothing."""
 
-    def start(self, loop: EventLoop, load: Load) -> None:
+    def start(self, loop: EventLoop, load: Load | SharedLoad) -> None:
         """Begin to show `load`."""
 
     def interval(self, interval: Document) -> None:
@@ -38,7 +42,7 @@ class Lines(Progress):
     def __init__(self) -> None:
         self._aside = Aside()
 
-    def start(self, loop: EventLoop, load: Load) -> None:  # noqa: ARG002 - the arguments are those of Progress
+    def start(self, loop: EventLoop, load: Load | SharedLoad) -> None:  # noqa: ARG002 - the arguments are those of Progress
         """Write the head of the table."""
         self._line(HEAD)
 
@@ -74,7 +78,7 @@ class Meter(Progress):
         self._last: Document | None = None
         self._timer: Timer
 
-    def start(self, loop: EventLoop, load: Load) -> None:
+    def start(self, loop: EventLoop, load: Load | SharedLoad) -> None:
         """Draw the meter from now on."""
         self._loop = loop
         self._since = loop.clock()
@@ -128,7 +132,7 @@ class Meter(Progress):
         if plan.duration is not None and plan.duration < float("inf"):
             return min(elapsed / plan.duration, 1.0), max(plan.duration - elapsed, 0.0)
         if plan.count:
-            done = min(self._load.tally.echoed / plan.count, 1.0)
+            done = min(self._load.echoed / plan.count, 1.0)
             return done, elapsed / done - elapsed if done else None
         return None, None
 

@@ -17,6 +17,7 @@ from functools import partial
 from echopair.address import format_address, listen, parse_port
 from echopair.cli import options
 from echopair.cli.command import OK, Output, configure_logging, raise_descriptor_limit, run
+from echopair.cli.forking import check_possible, workers
 from echopair.loop import READ, SIGINT, SIGTERM, EventLoop
 from echopair.text import count, duration
 
@@ -29,8 +30,6 @@ examples:
   echo-server                              localhost, port 12345
   echo-server --port 0                     any free port; the first line says it
   echo-server --host 0.0.0.0 --host :: -q  every interface; log problems only"""
-
-MAX_WORKERS = 1024
 
 log = logging.getLogger(__name__)
 
@@ -58,20 +57,20 @@ def _main(argv: Sequence[str] | None, output: Output) -> int:
 
 def _supervise(args: argparse.Namespace, output: Output) -> int:
     """Serve with several processes."""
-    from echopair.cli.workers import Workers, check_possible
+    from echopair.cli.workers import Workers
 
     check_possible()
     first = listen(args.host, args.port, args.family, args.backlog, shared=True)
     port = first[0].getsockname()[1]
     others = (listen(args.host, port, args.family, args.backlog, shared=True) for _ in range(1, args.workers))
     with EventLoop() as loop:
-        workers = Workers(loop, [first, *others], partial(_work, args))
+        crew = Workers(loop, [first, *others], partial(_work, args))
         try:
             _say(first, output)  # now, for from here on signals are heeded
             loop.run()
         finally:
-            workers.close()
-        return workers.status
+            crew.close()
+        return crew.status
 
 
 def _work(args: argparse.Namespace, listeners: list[socket.socket], lifeline: int) -> int:
@@ -151,17 +150,6 @@ class Stop:
         self._give_up = self._begin().give_up
 
 
-def _workers(text: str) -> int:
-    """Read a number of workers."""
-    if text == "auto":
-        from echopair.cli.workers import processors
-
-        return processors()
-    if not (text.isascii() and text.isdigit() and 0 < int(text) <= MAX_WORKERS):
-        raise ValueError(f"{text!r} is not a number of workers: give one from 1 to {MAX_WORKERS}, or auto")
-    return int(text)
-
-
 def _parser() -> options.Parser:
     # fmt: off
     parser = options.Parser(
@@ -175,7 +163,7 @@ def _parser() -> options.Parser:
     options.add_family(group)
     add("--backlog", metavar="N", type=options.count(1), help="length of the listen queue (default: the system's most)")
 
-    add("--workers", metavar="N", type=options.checked(_workers), default=1,
+    add("--workers", metavar="N", type=options.checked(workers), default=1,
         help="processes that share the port; auto: one a processor")
 
     add = parser.add_argument_group("limits").add_argument

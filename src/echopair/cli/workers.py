@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from echopair.cli.command import FAILED, OK
-from echopair.cli.options import UsageError
 from echopair.loop import SIGCHLD, SIGINT, SIGKILL, SIGTERM, EventLoop, Timer
 from echopair.text import duration
 
@@ -26,17 +25,6 @@ Listeners = list[socket.socket]
 Work = Callable[[Listeners, int], int]  # serves until the descriptor, its lifeline, is at its end; returns a status
 
 log = logging.getLogger(__name__)
-
-
-def processors() -> int:
-    """Return how many processors this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def check_possible() -> None:
-    """Raise UsageError where this system cannot have workers."""
-    if not (hasattr(os, "fork") and hasattr(socket, "SO_REUSEPORT")):
-        raise UsageError("--workers needs fork() and SO_REUSEPORT, which this system lacks: leave it out")
 
 
 class Workers:

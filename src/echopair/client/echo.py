@@ -103,7 +103,7 @@ class EchoClient:
         session.connect_seconds = self.loop.clock() - dial.attempted_at
         self._awaited_until = 0.0
         session.failure = None
-        connection = session.connect(self.loop, sock, format_address(address[1]))
+        connection = Connection(self.loop, sock, session, format_address(address[1]))
         self.open[connection] = session
         session.ended = self._connection_ended
         try:

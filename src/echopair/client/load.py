@@ -52,10 +52,29 @@ class Plan:
     interval: float = 1.0
     timeout: float = TIMEOUT
     connect_timeout: float = CONNECT_TIMEOUT
+    worker: int = 0  # which of the processes that share the load this is
+    workers: int = 1  # each has every so-manieth connection, and of all that is counted in all its share
+
+    @property
+    def numbers(self) -> range:
+        """The connections of this process, from 1."""
+        return range(self.worker + 1, self.conns + 1, self.workers)
+
+    @property
+    def share(self) -> int | None:
+        """How many of the messages measured are for the connections of this process."""
+        if self.count is None:
+            return None
+        whole, rest = divmod(self.count, self.conns)  # the first `rest` connections have one more
+        return whole * len(self.numbers) + len(range(self.worker, rest, self.workers))
 
 
 class Watcher:
     """What a load tells its owner; each method is called from the loop."""
+
+    def load_ready(self, begin: Callable[[float], object]) -> None:
+        """Know that connections are made, and `begin(when)`, by the loop's clock; here at once."""
+        begin(0.0)
 
     def load_begun(self) -> None:
         """Know that measuring begins now."""
@@ -113,7 +132,7 @@ class Load:
                 verify=plan.verify,
                 locate=payload.locate,
             )
-            for number in range(1, plan.conns + 1)
+            for number in plan.numbers
         ]
         self._schedule: Schedule | None = None
         self._next_due = 0  # message of the schedule
@@ -125,11 +144,11 @@ class Load:
         self._ending = False  # no message becomes due any more
         self._finished = False
         self._timers: dict[str, Timer] = {}
-        self._left = plan.conns  # sessions that are not over
+        self._left = len(self.sessions)  # that are not over
         self._untried = set(self.sessions)  # their first connection is neither made nor failed
         self._retries: dict[MeasuredSession, Timer] = {}  # those to be connected, at once or later
         self._failing: dict[MeasuredSession, tuple[float, int]] = {}  # since when, and how often in a row
-        self._next_connect = loop.clock()
+        self._next_connect = loop.clock() + (plan.worker / plan.connect_rate if plan.connect_rate else 0.0)
         for session in self.sessions:
             self._connect(session)
 
@@ -137,6 +156,11 @@ class Load:
     def connected(self) -> int:
         """How many connections are open."""
         return len(self._client.open)
+
+    @property
+    def echoed(self) -> int:
+        """How many messages came back."""
+        return self.tally.echoed
 
     @property
     def sent(self) -> int:
@@ -172,7 +196,7 @@ class Load:
         when = self._loop.clock() + delay
         if self.plan.connect_rate:
             when = max(when, self._next_connect)
-            self._next_connect = when + 1 / self.plan.connect_rate
+            self._next_connect = when + self.plan.conns / len(self.sessions) / self.plan.connect_rate
         self._retries[session] = self._loop.call_at(when, partial(self._dial, session))
 
     def _dial(self, session: MeasuredSession) -> None:
@@ -235,9 +259,13 @@ class Load:
             return
         if self.tally.established:
             self.stage = "waiting to begin"
-            self._at("begin", self.plan.start_at or 0.0, self._warm_up)
+            self._watcher.load_ready(self._begin)
         else:
             self._end()
+
+    def _begin(self, when: float) -> None:
+        if not self._ending:
+            self._at("begin", max(when, self.plan.start_at or 0.0), self._warm_up)
 
     def _at(self, name: str, when: float, callback: Callable[[], object]) -> None:
         self._timers[name] = self._loop.call_at(when, callback)
@@ -273,10 +301,11 @@ class Load:
         self._due_before = [session.begun for session in self.sessions]
         self.tally.warmup_sent = sum(self._due_before) - skipped
         if self.plan.count is not None:
-            whole, rest = divmod(self.plan.count, self.plan.conns)
-            self._last_due = self._next_due + self.plan.count
+            conns, share = len(self.sessions), self.plan.share or 0
+            whole, rest = divmod(share, conns)
+            self._last_due = self._next_due + share
             for place, (session, before) in enumerate(zip(self.sessions, self._due_before, strict=True)):
-                session.limit = before + whole + ((place - self._next_due) % self.plan.conns < rest)
+                session.limit = before + whole + ((place - self._next_due) % conns < rest)
         if self.plan.duration is not None:
             self._at("deadline", self._due_until, self._deadline)
         self._at("interval", since + self.plan.interval, self._interval)
@@ -341,22 +370,22 @@ class Load:
         for name in ("catch up", "cut", "interval"):
             self._cancel(name)
         if self.began_at is None:
-            self.tally.not_sent = 0 if self.stopped else self.plan.count or 0
+            self.tally.not_sent = 0 if self.stopped else self.plan.share or 0
         else:
-            for session in self.sessions:
-                self.tally.not_sent += self._not_sent(session)
+            for session, before in zip(self.sessions, self._due_before, strict=True):
+                self.tally.not_sent += self._not_sent(session, before)
             self.tally.sent = self.sent
             self.tally.bytes_sent, self.tally.bytes_received = self._bytes()
             self._end_last_interval()
         self._watcher.load_done()
 
-    def _not_sent(self, session: MeasuredSession) -> int:
+    def _not_sent(self, session: MeasuredSession, before: int) -> int:
         """Return how many messages a session should have sent and did not: those due or, of a count, those missing."""
         if self.stopped or session.limit == ENDLESS:
             owed = min(session.due, session.limit) if self._schedule else 0
         else:
             owed = session.limit
-        return max(owed - max(session.begun, self._due_before[session.number - 1]), 0)
+        return max(owed - max(session.begun, before), 0)
 
     # Messages and intervals
 
@@ -378,8 +407,8 @@ class Load:
         """
         assert self._schedule is not None  # noqa: S101 - only an open loop is paced
         now, most = self._loop.clock(), min(self._next_due + RELEASED_PER_TURN, self._last_due)
-        while (due := self._schedule.due(self._next_due)) <= now and due < self._due_until and self._next_due < most:
-            session = self.sessions[self._next_due % self.plan.conns]
+        while (due := self._due(self._next_due)) <= now and due < self._due_until and self._next_due < most:
+            session = self.sessions[self._next_due % len(self.sessions)]
             if due >= session.since:
                 self.tally.schedule_lag.record(int((self._loop.clock() - due) * NS))
             self._next_due += 1
@@ -392,14 +421,22 @@ class Load:
         """Declare due at once what is due before `end`, however much that is; it is sent as there is room."""
         assert self._schedule is not None  # noqa: S101 - only an open loop is paced
         self._cancel("pace")
-        first, self._next_due = self._next_due, min(self._schedule.due_before(end), self._last_due)
+        turns, rest = divmod(self._schedule.due_before(end), self.plan.conns)
+        ours = turns * len(self.sessions) + len(range(self.plan.worker, rest, self.plan.workers))
+        first, self._next_due = self._next_due, min(ours, self._last_due)
         skipped = self._next_due - first
-        if skipped > 0 and self._schedule.due(first) >= self.sessions[0].since:
+        if skipped > 0 and self._due(first) >= self.sessions[0].since:
             now = self._loop.clock()
-            least, most = (int((now - self._schedule.due(message)) * NS) for message in (self._next_due - 1, first))
+            least, most = (int((now - self._due(message)) * NS) for message in (self._next_due - 1, first))
             self.tally.schedule_lag.record_evenly(max(least, 0), max(most, 0), skipped)
         for place, session in enumerate(self.sessions):
-            session.due = (self._next_due - place + self.plan.conns - 1) // self.plan.conns
+            session.due = (self._next_due - place + len(self.sessions) - 1) // len(self.sessions)
+
+    def _due(self, ours: int) -> float:
+        """Return when message number `ours` of this process is due."""
+        assert self._schedule is not None  # noqa: S101 - only an open loop is paced
+        turns, place = divmod(ours, len(self.sessions))
+        return self._schedule.due(turns * self.plan.conns + self.plan.worker + place * self.plan.workers)
 
     def _interval(self) -> None:
         assert self.began_at is not None  # noqa: S101 - its timer was set

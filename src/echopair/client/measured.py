@@ -8,7 +8,6 @@ nothing.
 
 from __future__ import annotations
 
-import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,8 +15,7 @@ from dataclasses import dataclass, field
 from echopair.client.payload import Payload
 from echopair.client.session import EMPTY, Session
 from echopair.client.tcpinfo import kernel_figures
-from echopair.connection import READ_SIZE, Connection
-from echopair.loop import EventLoop
+from echopair.connection import Connection
 from echopair.measure.tally import NS, Tally
 
 ENDLESS = 1 << 62  # messages; more than any run sends
@@ -67,17 +65,12 @@ class MeasuredSession(Session):
     in_flight: deque[tuple[float, float]] = field(default_factory=deque)  # when due, when handed to the kernel
     last_echo: float = 0.0
     _first: int = 0  # message of this connection
-    plain_until: int = 0  # so many messages of it may each be sent as soon as the one before has come back
+    _plain_until: int = 0  # so many messages of it may each be sent as soon as the one before has come back
 
     @property
     def begun(self) -> int:
         """How many messages were sent, at least in part, on all connections so far."""
         return self._first + self.messages_sent
-
-    def connect(self, loop: EventLoop, sock: socket.socket, peer: str) -> Connection:
-        """Return a connection that takes the short path where it can."""
-        kind = Connection if self.pieces_per_message > 1 else MeasuredConnection
-        return kind(loop, sock, self, peer)
 
     def start(self, connection: Connection) -> None:
         """Begin on a new connection, whatever became of the last one."""
@@ -109,13 +102,33 @@ class MeasuredSession(Session):
         between = not self.unsent and self.pieces_sent % self.pieces_per_message == 0
         here = min(self.limit - self._first, self.per_connection)
         self.exhausted = between and self.messages_sent >= here
-        self.plain_until = here if self.pipeline == 1 and not self.schedule else 0
+        self._plain_until = here if self.pipeline == 1 and not self.schedule else 0
         Session.send_more(self, connection)
 
     def messages_allowed(self) -> int:
         """Return how many messages may have been sent by now on this connection."""
         here = min(self.due, self.limit) - self._first
         return min(here, self.per_connection, self.messages_echoed + self.pipeline)
+
+    def data_received(self, connection: Connection, data: bytes) -> None:
+        """Compare what came back, time it, and go on.
+
+        The common case, in which what comes back is the one message in flight, is here without the calls that the
+        others need.
+        """
+        outstanding = self.outstanding
+        if len(outstanding) != 1 or data != outstanding[0] or self.matched or self.pieces_per_message > 1:
+            Session.data_received(self, connection, data)
+            return
+        now = self._time_echo()
+        if self.pieces_sent >= self._plain_until:
+            outstanding.popleft()
+            self.send_more(connection)
+            return
+        outstanding[0] = piece = next(self.pieces)
+        self.in_flight.append((now, now))
+        self.pieces_sent += 1
+        connection.send(piece)
 
     def send_piece(self, connection: Connection, piece: bytes) -> None:
         """Send one piece, and time it if a message begins with it."""
@@ -130,9 +143,9 @@ class MeasuredSession(Session):
         """Let go of the piece that has come back, and time it if a message ends with it."""
         Session.piece_echoed(self)
         if self.pieces_echoed % self.pieces_per_message == 0:
-            self.time_echo()
+            self._time_echo()
 
-    def time_echo(self) -> float:
+    def _time_echo(self) -> float:
         """Count the message that has come back whole, and how long that took, unless it was to warm up; return when."""
         self.last_echo = now = self.clock()
         due, handed_over = self.in_flight.popleft()
@@ -172,51 +185,3 @@ class MeasuredSession(Session):
             lost -= 1
         self.tally.unanswered += lost
         Session.finish(self)
-
-
-@dataclass(slots=True, eq=False)
-class MeasuredConnection(Connection):
-    """A connection of a MeasuredSession with a short path for the common case, a whole message and nothing but it.
-
-    One recv, one comparison, one time; in a closed loop without a pipeline the next message and one send. All other
-    cases are the business of `Connection` and the session.
-    """
-
-    def _receive(self) -> None:
-        session: MeasuredSession = self.handler  # type: ignore[assignment]
-        outstanding = session.outstanding
-        if len(outstanding) != 1 or self.outbound or session.matched:
-            Connection._receive(self)
-            return
-        try:
-            data = self.sock.recv(READ_SIZE)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._end(self.error or error)
-            return
-        if data != outstanding[0]:
-            self._take(data)
-            return
-        self.active_at = self.loop.now
-        self.bytes_received += len(data)
-        now = session.time_echo()
-        if session.pieces_sent >= session.plain_until:
-            outstanding.popleft()
-            session.send_more(self)
-            return
-        piece = next(session.pieces)
-        outstanding[0] = piece
-        session.in_flight.append((now, now))
-        session.pieces_sent += 1
-        try:
-            sent = self.sock.send(piece)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self._stop_sending(error)
-            return
-        self.bytes_sent += sent
-        if sent != len(piece):
-            self.outbound = bytearray(piece[sent:])
-            self._settle()

@@ -8,14 +8,12 @@ reading never waits for it, so no size of message can make the two ends wait for
 from __future__ import annotations
 
 import errno
-import socket
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from echopair.client.mismatch import agreement, diagnose, dump
 from echopair.connection import READ_SIZE, Connection, Handler
-from echopair.loop import EventLoop
 from echopair.text import count, reason
 
 EMPTY = memoryview(b"")
@@ -77,10 +75,6 @@ class Session(Handler):
     def messages_echoed(self) -> int:
         """How many messages came back whole."""
         return self.pieces_echoed // self.pieces_per_message
-
-    def connect(self, loop: EventLoop, sock: socket.socket, peer: str) -> Connection:
-        """Return the connection to `peer` on a socket that was just connected."""
-        return Connection(loop, sock, self, peer)
 
     def start(self, connection: Connection) -> None:
         """Begin, on a connection just made."""

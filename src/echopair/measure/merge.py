@@ -69,7 +69,7 @@ def merge(documents: Sequence[Any], names: Sequence[str] = ()) -> Document:
         "duration_s": max(start + document["duration_s"] for start, document in runs),
         "exit_status": max(_each(documents, "exit_status"), key=STATUSES.index),
         "load": _load(_each(documents, "load"), together=_overlap(runs)),
-        "generator": _generator(_each(documents, "generator")),
+        "generator": busiest(_each(documents, "generator")),
         "connections": _summed(_each(documents, "connections")),
         "messages": _summed(_each(documents, "messages")),
         "bytes": _summed(_each(documents, "bytes")),
@@ -205,7 +205,7 @@ def _load(loads: Sequence[Document], *, together: bool) -> Document:
     merged = {}
     for key in loads[0]:
         values = _each(loads, key)
-        if key in ("connections", "rate", "count", "connect_rate"):
+        if key in ("connections", "workers", "rate", "count", "connect_rate"):
             apart = key.endswith("rate") and not together and len(loads) > 1
             merged[key] = None if None in values or apart else sum(values)
         else:
@@ -213,7 +213,7 @@ def _load(loads: Sequence[Document], *, together: bool) -> Document:
     return merged
 
 
-def _generator(generators: Sequence[Document]) -> Document:
+def busiest(generators: Sequence[Document]) -> Document:
     """Return the busiest of the clients; if one was the bottleneck, the sum suffers from it."""
     shares = [share for share in _each(generators, "cpu_percent") if share is not None]
     reasons = [reason for reason in _each(generators, "reason") if reason is not None]

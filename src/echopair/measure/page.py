@@ -395,6 +395,7 @@ def details(document: dict[str, Any]) -> str:
             ("Connections", _number(load["connections"])),
             ("Message size", _size(load["size"])),
             ("In flight on each", _number(load["pipeline"])),
+            ("Processes", _number(load["workers"])),
             ("Rate", _rate(load["rate"])),
             ("Messages to send", _number(load["count"])),
             ("Planned duration", _seconds(load["duration_s"])),

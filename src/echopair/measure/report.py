@@ -183,7 +183,9 @@ def _facts(document: Document) -> Iterator[tuple[str, str]]:
     lost = f", {connections['closed_early']:,} ended early" if connections["closed_early"] else ""
     yield "connections", f"{connections['established']:,} of {connections['attempted']:,} made{lost}"
     flight = f", {load['pipeline']} in flight on each" if load["pipeline"] is not None else ""
-    yield "load", f"{load['model']} loop on {count(load['connections'], 'connection')}{flight}"
+    several = load["workers"]
+    shared = f", shared out over {several} processes" if several > 1 else ""
+    yield "load", f"{load['model']} loop on {count(load['connections'], 'connection')}{flight}{shared}"
     payload = [
         f"{size(load['size'])} a message" if load["size"] is not None else "",
         f"seed {load['seed']}" if load["seed"] is not None else "",
@@ -196,7 +198,8 @@ def _facts(document: Document) -> Iterator[tuple[str, str]]:
     if tcp:
         yield "tcp", f"least round trip {_time(tcp['rtt_us'])}, {count(tcp['retransmits'], 'retransmit')}"
     if busy["cpu_percent"] is not None:
-        yield "client", f"CPU {busy['cpu_percent']:.0f} % busy"
+        busiest = " (the busiest process)" if several > 1 else ""
+        yield "client", f"CPU {busy['cpu_percent']:.0f} % busy{busiest}"
 
 
 def _rows(buckets: Sequence[Sequence[int]]) -> Iterator[tuple[float, float, int]]:

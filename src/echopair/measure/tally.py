@@ -7,7 +7,7 @@ a histogram at once, that of the current interval, which at the interval's end i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from echopair.measure.document import NS_PER_US, Document, dumped, summary
 from echopair.measure.histogram import Histogram
@@ -69,6 +69,7 @@ class Tally:
     schedule_lag: Histogram = field(default_factory=Histogram)
     connect: Histogram = field(default_factory=Histogram)
     _response: Histogram = field(default_factory=Histogram)  # of the intervals that have ended
+    last: Histogram = field(default_factory=Histogram)  # response times of the interval that ended last
     interval_from: float = 0.0
     _seen: tuple[int, int] = (0, 0)  # bytes and errors up to there
     _round_trips: int = 0  # microseconds, the sum over `_measured` connections
@@ -105,9 +106,19 @@ class Tally:
         self._measured += 1
         self._retransmits += retransmits
 
+    def add(self, other: Tally) -> None:
+        """Add what another process counted of the same run; its intervals are for whoever knows when they were."""
+        for name in COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in HISTOGRAMS:
+            getattr(self, name).merge(getattr(other, name))
+        for kind, error in other.errors.items():
+            self.errors.setdefault(kind, ErrorCount(error.example)).count += error.count
+
     def end_interval(self, at: float, bytes_received: int, connections: int) -> Document:
         """End the interval, `at` seconds after the start, and return its entry for the document."""
-        ended, self.recent = self.recent, Histogram()
+        self.last = ended = self.recent
+        self.recent = Histogram()
         self._response.merge(ended)
         data, errors = self._seen
         self._seen = bytes_received, self.error_count
@@ -187,3 +198,7 @@ class Tally:
                 for (phase, name), error in self.errors.items()
             ],
         }
+
+
+COUNTS = [each.name for each in fields(Tally) if each.type == "int"]
+HISTOGRAMS = ["service", "schedule_lag", "connect", "_response"]

@@ -1,0 +1,330 @@
+"""A load shared out over processes: each has every so-manieth connection, and the parent adds up what they counted.
+
+The parent starts them, lets them begin at the same moment once all have their connections, and passes on what they
+tell while they go on. To those who watch it a shared load looks like any other; what it says of an interval, it says
+when the last process has told of it. Histograms are added, percentiles never averaged.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from echopair.address import Address
+from echopair.cli.busy import Busy
+from echopair.cli.command import FAILED, OK
+from echopair.client.load import Load, Plan, Watcher
+from echopair.client.session import Failure
+from echopair.connection import Connection, Handler
+from echopair.loop import SIGHUP, SIGINT, SIGKILL, SIGTERM, EventLoop, Timer
+from echopair.measure.document import Document
+from echopair.measure.histogram import Histogram
+from echopair.measure.tally import Tally
+
+AHEAD = 0.02  # seconds; from the word to begin to the beginning, for it has to reach every process
+TOLD = 0.25  # seconds from one word on how far a process is to the next
+LENGTH = 8  # bytes before each message between processes: how long it is
+
+Pair = tuple[socket.socket, socket.socket]  # the parent's end, and the child's
+
+log = logging.getLogger(__name__)
+
+
+class Messages(Handler):
+    """Reads messages, each a name and arguments, and calls the method `on_<name>`. Both ends are this program."""
+
+    def data_received(self, connection: Connection, data: bytes) -> None:
+        """Act on the messages that are complete."""
+        connection.keep(data)
+        while len(connection.inbound) >= LENGTH:
+            end = LENGTH + int.from_bytes(connection.inbound[:LENGTH], sys.byteorder)
+            if len(connection.inbound) < end:
+                break
+            name, *arguments = pickle.loads(connection.inbound[LENGTH:end])  # noqa: S301 - from our own process
+            connection.consume(end)
+            getattr(self, f"on_{name}")(*arguments)
+
+
+def tell(connection: Connection, name: str, *arguments: object) -> None:
+    """Send a message to the process at the other end."""
+    data = pickle.dumps((name, *arguments), pickle.HIGHEST_PROTOCOL)
+    connection.send(len(data).to_bytes(LENGTH, sys.byteorder) + data)
+
+
+class Reporter(Messages, Watcher):
+    """The end of a process that has a share of the load: tells what becomes of it, and begins and stops when told."""
+
+    def __init__(self, loop: EventLoop, sock: socket.socket, addresses: Sequence[Address], plan: Plan) -> None:
+        self._loop = loop
+        self._busy = Busy(loop.clock)
+        self._begin: Callable[[float], object]
+        self._told: Histogram | None = None  # the last interval's
+        self._parent = Connection(loop, sock, self, "parent", max_buffer=sys.maxsize)
+        self._load = Load(loop, addresses, plan, self)
+        self._timer: Timer = loop.call_later(TOLD, self._tell_progress)
+
+    def on_begin(self, when: float) -> None:
+        """Begin, with all others."""
+        self._begin(when)
+
+    def on_stop(self) -> None:
+        """End now."""
+        self._load.stop()
+
+    def connection_lost(self, connection: Connection, error: Exception | None) -> None:  # noqa: ARG002 - of Handler
+        """End: all is told, or there is nobody to be told."""
+        self._timer.cancel()
+        self._loop.stop()
+
+    def load_ready(self, begin: Callable[[float], object]) -> None:
+        """Tell that this share could begin."""
+        self._begin = begin
+        tell(self._parent, "ready")
+
+    def load_begun(self) -> None:
+        """Tell so."""
+        self._busy.begin()
+        tell(self._parent, "begun", self._load.began_at)
+
+    def interval_ended(self, interval: Document) -> None:
+        """Tell the figures, and the histogram that some of them are from."""
+        self._told = self._load.tally.last
+        tell(self._parent, "interval", interval, self._told)
+
+    def load_failed(self, failure: Failure) -> None:
+        """Tell of it."""
+        tell(self._parent, "failed", failure)
+
+    def load_over(self) -> None:
+        """Tell so."""
+        self._busy.end()
+        tell(self._parent, "over")
+
+    def load_done(self) -> None:
+        """Tell everything, and end."""
+        self._tell_progress()
+        self._timer.cancel()
+        tally = self._load.tally
+        rest = Histogram() if tally.last is self._told else tally.last  # of a last interval too short to be one
+        generator = tally.generator(*self._busy.figures, shared=False)
+        tally.intervals = []
+        ends_at = (self._load.began_at or 0.0) + self._load.seconds
+        tell(self._parent, "done", tally, ends_at, rest, generator)
+        self._parent.send_eof()
+
+    def _tell_progress(self) -> None:
+        self._timer = self._loop.call_later(TOLD, self._tell_progress)
+        tell(self._parent, "progress", self._load.connected, self._load.tally.echoed)
+
+
+@dataclass(slots=True, eq=False)
+class Worker(Messages):
+    """The parent's end of a process, and what that process has told so far."""
+
+    number: int
+    process: int
+    owner: SharedLoad
+    connection: Connection = field(init=False)
+    settled: bool = False  # ready, or done before it was
+    done: bool = False
+    gone: bool = False
+    connected: int = 0
+    echoed: int = 0
+    ends_at: float = 0.0
+    tally: Tally | None = None
+    generator: Document | None = None
+    rest: Histogram = field(default_factory=Histogram)
+    intervals: deque[tuple[Document, Histogram]] = field(default_factory=deque)  # that others have yet to tell of
+
+    def on_ready(self) -> None:
+        """Wait for the others."""
+        self.settled = True
+        self.owner.settle()
+
+    def on_begun(self, at: float) -> None:
+        """Know when."""
+        self.owner.begun(at)
+
+    def on_progress(self, connected: int, echoed: int) -> None:
+        """Know how far it is."""
+        self.connected, self.echoed = connected, echoed
+
+    def on_interval(self, interval: Document, times: Histogram) -> None:
+        """Keep the figures until every process has told its own."""
+        self.intervals.append((interval, times))
+        self.owner.add_intervals()
+
+    def on_failed(self, failure: Failure) -> None:
+        """Pass it on."""
+        self.owner.failed(failure)
+
+    def on_over(self) -> None:
+        """Know that it sends nothing more."""
+        self.owner.over()
+
+    def on_done(self, tally: Tally, ends_at: float, rest: Histogram, generator: Document) -> None:
+        """Take over what it has counted."""
+        self.settled = self.done = True
+        self.tally, self.rest, self.generator = tally, rest, generator
+        self.ends_at = ends_at
+        self.owner.settle()
+
+    def connection_lost(self, connection: Connection, error: Exception | None) -> None:  # noqa: ARG002 - of Handler
+        """Take leave of the process; one that has not told its result has died."""
+        self.settled = self.gone = True
+        status = os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
+        if not self.done:
+            how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+            story = f"worker {self.number} {how}: what its connections did is not in this report"
+            self.owner.failed(Failure("worker", "died", story))
+        self.owner.settle()
+
+
+class SharedLoad:
+    """`plan` in `plan.workers` processes; otherwise a Load, which see."""
+
+    def __init__(self, loop: EventLoop, addresses: Sequence[Address], plan: Plan, watcher: Watcher) -> None:
+        self.plan = plan
+        self.tally = Tally(open_loop=plan.rate is not None)
+        self.began_at: float | None = None
+        self.stage = "connecting"
+        self.stopped = False
+        self._loop = loop
+        self._watcher = watcher
+        self._bytes_received = 0
+        self._going = False
+        self._finished = False
+        self._workers: list[Worker] = []
+        pairs = [socket.socketpair() for _ in range(plan.workers)]
+        for place in range(plan.workers):
+            process = os.fork()
+            if process == 0:
+                os._exit(_be(loop, pairs, addresses, replace(plan, worker=place)))  # pragma: no cover - see workers.py
+            self._workers.append(Worker(place + 1, process, self))
+        for worker, (ours, theirs) in zip(self._workers, pairs, strict=True):
+            theirs.close()
+            ours.setblocking(False)
+            worker.connection = Connection(loop, ours, worker, f"worker {worker.number}", max_buffer=sys.maxsize)
+
+    @property
+    def connected(self) -> int:
+        """How many connections are open."""
+        return sum(worker.connected for worker in self._workers)
+
+    @property
+    def echoed(self) -> int:
+        """How many messages came back."""
+        return sum(worker.echoed for worker in self._workers)
+
+    @property
+    def seconds(self) -> float:
+        """How long was measured, until the last process had ended."""
+        if self.began_at is None:
+            return 0.0
+        return max(0.0, *(worker.ends_at - self.began_at for worker in self._workers))
+
+    def generator(self) -> Document:
+        """Return whether the client was the bottleneck: the busiest process, and why any was."""
+        from echopair.measure.merge import busiest
+
+        return busiest([worker.generator for worker in self._workers if worker.generator])
+
+    def stop(self) -> None:
+        """End now; what is under way stays unanswered."""
+        self.stopped = True
+        for worker in self._workers:
+            tell(worker.connection, "stop")
+
+    def close(self) -> None:
+        """End what is left, at once."""
+        for worker in self._workers:
+            if not worker.gone:
+                os.kill(worker.process, SIGKILL)
+                os.waitpid(worker.process, 0)
+                worker.connection.handler = Handler()
+                worker.connection.abort()
+
+    def settle(self) -> None:
+        """Let all begin once all could; finish once all have gone."""
+        if not self._going and all(worker.settled for worker in self._workers):
+            self._going = True
+            self.stage = "waiting to begin"
+            when = max(self._loop.clock() + AHEAD, self.plan.start_at or 0.0)
+            for worker in self._workers:
+                if not worker.done:
+                    tell(worker.connection, "begin", when)
+        self.add_intervals()
+        if all(worker.gone for worker in self._workers) and not self._finished:
+            self._finished = True
+            self._finish()
+
+    def begun(self, at: float) -> None:
+        """Know that a process measures from this moment on."""
+        first = self.began_at is None
+        self.began_at = min(at, self.began_at or at)
+        if first:
+            self.stage = "measuring"
+            self._watcher.load_begun()
+
+    def failed(self, failure: Failure) -> None:
+        """Count and pass on one failure; at the end the processes' own counts replace these."""
+        self.tally.fail(failure.phase, failure.error, failure.story)
+        self._watcher.load_failed(failure)
+
+    def over(self) -> None:
+        """Know that a process begins no more messages."""
+        self.stage = "finishing"
+
+    def add_intervals(self) -> None:
+        """End an interval that every process has told of, as far as it is still there to tell."""
+        while any(worker.intervals for worker in self._workers):
+            if not all(worker.intervals or worker.done or worker.gone for worker in self._workers):
+                return
+            told = [worker.intervals.popleft() for worker in self._workers if worker.intervals]
+            for _, times in told:
+                self.tally.recent.merge(times)
+            self._bytes_received += sum(interval["bytes"] for interval, _ in told)
+            at = max(interval["at_s"] for interval, _ in told)
+            connections = sum(interval["connections"] for interval, _ in told)
+            self._watcher.interval_ended(self.tally.end_interval(at, self._bytes_received, connections))
+
+    def _finish(self) -> None:
+        live, self.tally = self.tally, Tally(open_loop=self.plan.rate is not None)
+        for worker in self._workers:
+            live.recent.merge(worker.rest)
+            if worker.tally:
+                self.tally.add(worker.tally)
+        died = live.errors.get(("worker", "died"))
+        if died:
+            self.tally.errors["worker", "died"] = died
+        if live.recent.count:
+            live.end_interval(max(self.seconds, live.interval_from), self.tally.bytes_received, self.connected)
+            live.join_last_intervals()
+        self.tally.intervals = live.intervals
+        self._watcher.load_over()
+        self._watcher.load_done()
+
+
+def _be(loop: EventLoop, pairs: Sequence[Pair], addresses: Sequence[Address], plan: Plan) -> int:
+    """Be a process with a share of the load: the child, which has its parent's loop and sockets and wants but one."""
+    try:
+        loop.close()
+        sock = pairs[plan.worker][1]
+        for each in {sock for pair in pairs for sock in pair} - {sock}:
+            each.close()
+        sock.setblocking(False)
+        with EventLoop() as own:
+            for signum in filter(None, (SIGINT, SIGTERM, SIGHUP)):
+                own.add_signal_handler(signum, lambda: None)  # the parent heeds them, and tells us
+            Reporter(own, sock, addresses, plan)
+            own.run()
+    except BaseException:
+        log.exception("worker %d failed", plan.worker + 1)
+        return FAILED
+    return OK

@@ -1,0 +1,216 @@
+"""A load shared out over processes: together they do what one would, and are told of as if they were one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from math import fsum
+
+import pytest
+
+from echopair.cli import client as command
+from echopair.cli.client_workers import SharedLoad
+from echopair.cli.command import FAILED, INTERRUPTED, OK, USAGE
+from echopair.client.load import Plan, Watcher
+from echopair.loop import EventLoop
+from echopair.measure.tally import Tally
+from helpers import HUNG, LOCALHOST, run_until, running_server
+from test_cli_workers import children, until
+from test_measure_schema import VALIDATOR
+
+
+@pytest.fixture(scope="module")
+def port():
+    with running_server("-q") as (server, port):
+        yield port
+        server.terminate()
+        server.communicate()
+
+
+def run(capsys, *argv: str) -> tuple[int, dict]:
+    status = command.main([*argv, "--json"])
+    document = json.loads(capsys.readouterr().out)
+    VALIDATOR.validate(document)
+    return status, document
+
+
+@pytest.mark.parametrize("options", [(), ("-r", "100k"), ("-w", "4"), ("--reconnect-every", "10"), ("-s", "100K")])
+def test_a_count_is_shared_out_over_the_workers(capsys, port, options):
+    status, document = run(capsys, f":{port}", "-c", "5", "-n", "403", "--workers", "3", "--seed", "1", *options)
+    assert status == OK
+    size = document["load"]["size"]
+    assert document["messages"] == {"sent": 403, "echoed": 403, "mismatched": 0, "unanswered": 0, "not_sent": 0}
+    assert document["bytes"] == {"sent": 403 * size, "received": 403 * size}
+    assert document["load"]["workers"] == 3
+    assert document["load"]["connections"] == 5
+    assert document["latency_us"]["response"]["count"] == 403
+    assert document["connections"]["established"] == document["latency_us"]["connect"]["count"]
+    assert document["tcp"]["rtt_us"] > 0
+
+
+@pytest.mark.parametrize("rate", [(), ("-r", "2k")])
+def test_intervals_add_up_and_have_percentiles(capsys, port, rate):
+    status, document = run(capsys, f":{port}", "-c", "4", "-d", "0.55s", "-i", "0.1s", "--workers", "2", *rate)
+    assert status == OK
+    intervals = document["intervals"]
+    assert sum(interval["messages"] for interval in intervals) == document["messages"]["echoed"]
+    assert sum(interval["bytes"] for interval in intervals) == document["bytes"]["received"]
+    assert fsum(interval["duration_s"] for interval in intervals) == pytest.approx(document["duration_s"], abs=0.05)
+    assert all(interval["connections"] == 4 for interval in intervals[:-1])
+    assert all(interval["response_us"]["99"] > 0 for interval in intervals)
+    if rate:
+        assert document["messages"]["sent"] == 1100
+        assert document["throughput"]["messages_per_s"] == pytest.approx(2000, rel=0.05)
+        assert document["latency_us"]["schedule_lag"]["count"] == 1100
+
+
+def test_a_warm_up_leaves_no_trace(capsys, port):
+    status, document = run(capsys, f":{port}", "-c", "3", "-n", "30", "-r", "1k", "--warmup", "0.2s", "--workers", "2")
+    assert status == OK
+    assert document["messages"]["sent"] == document["messages"]["echoed"] == 30
+    assert document["bytes"]["received"] == 30 * 1024
+
+
+@pytest.mark.parametrize(("conns", "count", "workers"), [(1, 1, 1), (5, 403, 3), (7, 3, 2), (4, 0, 4), (10, 99, 4)])
+def test_workers_have_every_connection_and_every_message_between_them(conns, count, workers):
+    plans = [Plan(conns=conns, count=count, worker=worker, workers=workers) for worker in range(workers)]
+    assert sorted(number for plan in plans for number in plan.numbers) == list(range(1, conns + 1))
+    assert sum(plan.share for plan in plans) == count
+    assert max(len(plan.numbers) for plan in plans) - min(len(plan.numbers) for plan in plans) <= 1
+
+
+def test_all_serve_one_server_of_their_own(capsys):
+    status, document = run(capsys, "--loopback", "-c", "4", "-n", "400", "--workers", "2")
+    assert status == OK
+    assert document["messages"]["echoed"] == 400
+
+
+def test_there_are_no_more_workers_than_connections(capsys, port):
+    status, document = run(capsys, f":{port}", "-c", "2", "-n", "2", "--workers", "8")
+    assert status == OK
+    assert document["load"]["workers"] == 2
+
+
+def test_failures_of_all_workers_are_counted_and_exit_with_1(capsys):
+    with socket.socket() as nobody:
+        nobody.bind((LOCALHOST, 0))
+        status, document = run(capsys, f":{nobody.getsockname()[1]}", "-c", "4", "-n", "40", "--workers", "2", "-4")
+    assert status == FAILED
+    assert document["connections"] == {"attempted": 4, "established": 0, "failed": 4, "closed_early": 0}
+    assert document["messages"]["not_sent"] == 40
+    (error,) = document["errors"]
+    assert (error["phase"], error["error"], error["count"]) == ("connect", "ECONNREFUSED", 4)
+    assert document["intervals"] == []
+
+
+class Client:
+    """An echo-client with two workers, in a process of its own, that has begun to measure."""
+
+    def __init__(self, port: int, *options: str) -> None:
+        command = [sys.executable, "-m", "echopair", "client", f":{port}", "-c", "4", "--workers", "2", "--json-lines"]
+        self.process = subprocess.Popen(
+            [*command, *(options or ("-d", "1h", "-i", "0.1s"))],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        while json.loads(self.process.stdout.readline())["event"] != "interval":
+            pass
+
+    def end(self) -> tuple[int, dict]:
+        out, _ = self.process.communicate(timeout=HUNG)
+        return self.process.returncode, json.loads(out.splitlines()[-1])["data"]
+
+
+@pytest.mark.parametrize("to_all", [False, True])
+def test_a_signal_ends_all_and_what_they_did_is_told(port, to_all):
+    client = Client(port)
+    if to_all:  # as a terminal does
+        for process in children(client.process):
+            os.kill(process, signal.SIGINT)
+    client.process.send_signal(signal.SIGINT)
+    status, document = client.end()
+    assert status == document["exit_status"] == INTERRUPTED
+    assert document["messages"]["echoed"] > 0
+    assert sum(interval["messages"] for interval in document["intervals"]) == document["messages"]["echoed"]
+    assert document["errors"] == []
+
+
+def test_a_worker_that_dies_is_an_error_and_the_others_go_on(port):
+    client = Client(port, "-d", "1s", "-i", "0.1s")
+    os.kill(children(client.process)[0], signal.SIGKILL)
+    status, document = client.end()
+    assert status == FAILED
+    (error,) = document["errors"]
+    assert (error["phase"], error["error"]) == ("worker", "died")
+    assert error["example"] == "worker 1 was ended by signal 9: what its connections did is not in this report"
+    assert document["messages"]["echoed"] > 0
+    assert document["connections"]["attempted"] == 2
+
+
+def test_workers_end_with_their_parent(port):
+    client = Client(port)
+    orphans = children(client.process)
+    client.process.kill()
+    client.process.communicate()
+    until(lambda: not any(os.path.exists(f"/proc/{process}") for process in orphans))
+
+
+def test_closing_ends_workers_that_do_not_end_themselves(port):
+    with EventLoop() as loop:
+        address = (socket.AF_INET, (LOCALHOST, int(port)))
+        load = SharedLoad(loop, [address], Plan(conns=2, duration=60.0, workers=2), Watcher())
+        run_until(loop, lambda: load.stage == "measuring" and load.echoed and load.connected == 2)
+        processes = [worker.process for worker in load._workers]
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        load.stop()
+        load.close()
+        assert not any(os.path.exists(f"/proc/{process}") for process in processes)
+
+
+def test_a_worker_that_raises_is_an_error(monkeypatch, capsys, port):
+    monkeypatch.setattr("echopair.cli.client_workers.Reporter", None)
+    status, document = run(capsys, f":{port}", "-c", "2", "-n", "2", "--workers", "2")
+    assert status == FAILED
+    assert " ended with status 1: " in document["errors"][0]["example"]
+    assert document["errors"][0]["count"] == 2
+    assert document["messages"]["echoed"] == 0
+
+
+def test_a_last_interval_too_short_to_be_one_is_a_part_of_the_one_before(capsys, port):
+    options = ("-d", "0.5s", "-r", "1k", "-i", "0.5s", "--workers", "2")
+    _, document = run(capsys, f":{port}", "-c", "2", *options)
+    (interval,) = document["intervals"]
+    assert interval["messages"] == document["messages"]["echoed"] == 500
+
+
+def test_a_run_shorter_than_an_interval_has_one(capsys, port):
+    _, document = run(capsys, f":{port}", "-c", "2", "-n", "20", "--workers", "2")
+    (interval,) = document["intervals"]
+    assert interval["messages"] == 20
+
+
+def test_workers_need_fork(monkeypatch, capsys):
+    monkeypatch.delattr(os, "fork")
+    assert command.main(["-c", "2", "--workers", "2"]) == USAGE
+    assert "--workers needs fork()" in capsys.readouterr().err
+
+
+def test_what_two_tallies_counted_is_added_up():
+    one, other = Tally(open_loop=True), Tally(open_loop=True)
+    for tally in (one, other):
+        tally.sent, tally.established = 3, 1
+        tally.fail("echo", "missing", "a story")
+        tally.service.record(1000)
+        tally.tcp(10, 1)
+    one.add(other)
+    figures = one.figures(1.0, ("50",))
+    assert figures["messages"]["sent"] == 6
+    assert figures["errors"] == [{"phase": "echo", "error": "missing", "count": 2, "example": "a story"}]
+    assert figures["latency_us"]["service"]["count"] == 2
+    assert figures["tcp"] == {"rtt_us": 10.0, "retransmits": 2}
