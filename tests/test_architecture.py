@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "measure": {"measure", "text"},
     "server": {"server", *CORE},
     "client": {"client", "measure", *CORE},
-    "cli": {"__init__", "cli", "client", "measure", "server", *CORE},
+    "check": {"check", "client", *CORE},
+    "cli": {"__init__", "check", "cli", "client", "measure", "server", *CORE},
     "__main__": {"cli"},
 }
 

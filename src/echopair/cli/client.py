@@ -1,4 +1,4 @@
-"""The `echo-client` command: which of its four ways of working is asked for."""
+"""The `echo-client` command: which of its ways of working is asked for."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None, output: Output) -> int:
     args = parse(argv)
     configure_logging(logging.WARNING)
+    if args.check_list:
+        from echopair.cli.checking import list_cases
+
+        return list_cases(output)
+    if args.check:
+        from echopair.cli.checking import check
+
+        return check(args, output)
     if args.merge:
         from echopair.cli.results import merge_files
 

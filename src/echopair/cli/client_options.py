@@ -23,6 +23,7 @@ examples:
   echo-client -c 50 -n 100k -s 4K     100,000 messages of 4 KiB, 50 connections
   echo-client -c 50 -d 10s -r 20k     20,000 messages/s for 10 s: honest latency
   echo-client -d 5s --fail-if 'p99>20ms' --report run.html
+  echo-client --check [::1]:7         conformance: named cases, each pass or fail
   echo-client [::1]:7 - <in >out      send a file, write what comes back
   echo-client --loopback --conns 2    serve myself: no server needed"""
 
@@ -44,7 +45,7 @@ MEASURED = {
     "start_at": "--start-at",
     "percentiles": "--percentiles",
     "interval": "-i",
-    "json": "--json",
+    "json": "-J",
     "json_lines": "--json-lines",
     "output": "-o",
     "hdr": "--hdr",
@@ -73,8 +74,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """
     args = parser().parse(argv, os.environ)
     asked = [option for name, option in MEASURED.items() if getattr(args, name) not in (None, False)]
+    args.check = args.check or args.check_list or bool(args.check_only) or args.junit is not None
     args.measured = bool(asked)
-    if args.merge:
+    if args.check:
+        _check_check(args, asked)
+    elif args.merge:
         _check_merge(args)
     else:
         _check_target(args)
@@ -82,6 +86,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         _check_load(args)
     args.percentiles = args.percentiles or options.percentiles(PERCENTILES)
     return args
+
+
+def _check_check(args: argparse.Namespace, asked: Sequence[str]) -> None:
+    from echopair.cli.checking import unknown_case
+
+    others = [option for option in asked if option not in ("--seed", "-J")]
+    others += (
+        ["-m"] * bool(args.message) + ["-"] * args.pipe + ["-c"] * (args.conns > 1) + ["--merge"] * bool(args.merge)
+    )
+    if others:
+        raise options.UsageError(f"--check says itself what is sent: leave out {', '.join(others)}")
+    if complaint := unknown_case(args.check_only or ()):
+        raise options.UsageError(complaint)
+    args.conns = 64  # more than are open at once
+    _check_target(args)
 
 
 def _check_merge(args: argparse.Namespace) -> None:
@@ -194,11 +213,19 @@ def parser() -> options.Parser:
     add("--verify", metavar="WHAT", choices=[FULL, LENGTH, NONE], default=FULL,
         help="full: every byte; length: how many come back; none: nothing")
     add("--timeout", metavar="S", type=options.duration(0.001), default=f"{TIMEOUT:g}s",
-        help="fail a connection on which no byte moves for so long")
+        help="fail a connection on which no byte moves for so long; with --check 3s, unless it is given")
     add("--connect-timeout", metavar="S", type=options.duration(0.001), default=f"{CONNECT_TIMEOUT:g}s",
         help="give up connecting to an address after so long")
     add("--fail-if", metavar="EXPR", action=options.Collect, type=options.checked(_threshold),
         help="exit with 99 if it holds, like 'p99>20ms', 'errors>0.1%%', 'not_sent>0', 'rate<1000'; may be repeated")
+
+    add = parser.add_argument_group("conformance").add_argument
+    add("--check", action="store_true",
+        help="try named cases and say which fail; of the service they ask for under 48 MiB on under 300 connections in all, "
+             "51 at once, and each case is over in 10s")
+    add("--check-only", metavar="NAME", action=options.Collect, help="only this case; may be repeated")
+    add("--check-list", action="store_true", help="list the cases and exit")
+    add("--junit", metavar="FILE", help="write the outcome to FILE, too, as JUnit's XML")
 
     add = parser.add_argument_group("what to report").add_argument
     add("--percentiles", metavar="LIST", type=options.percentiles, help=f"of latencies (default: {PERCENTILES})")

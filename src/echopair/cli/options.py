@@ -136,6 +136,37 @@ def _quantity(what: str, units: Mapping[str, float], advice: str, least: float, 
     return checked(read)
 
 
+@checked
+def probability(text: str) -> float:
+    """Read a probability: from 0 to 1, or in per cent."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ValueError(f"{text!r} is not a probability: give a number from 0 to 1, or per cent, like 0.1%")
+    return value
+
+
+@checked
+def delays(text: str) -> tuple[tuple[float, float], ...]:
+    """Read a distribution of delays: `5ms`, or `5ms:90,200ms:10`, where the second figures are per cent."""
+    read, found = duration(), []
+    for part in text.split(","):
+        spelled, colon, share = part.partition(":")
+        try:
+            found.append((read(spelled), float(share) if colon else 100.0))
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(str(error)) from None
+        except ValueError:
+            raise ValueError(f"{part!r} is no delay: give a duration and per cent, like 5ms:90") from None
+    if not (sum(share for _, share in found) == 100 and all(share >= 0 for _, share in found)):
+        raise ValueError(f"{text!r} does not add up to 100 %: say how often each delay is, like 5ms:90,200ms:10")
+    if any(seconds == float("inf") for seconds, _ in found):
+        raise ValueError("a delay that never ends is --stall-after 0")
+    return tuple(found)
+
+
 class Collect(argparse.Action):
     """Collect a repeatable option's values; the first one given replaces the default, as "append" would not."""
 

@@ -23,6 +23,8 @@ from echopair.text import count, duration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from echopair.server.echo import EchoServer
 
 EXAMPLES = """\
@@ -30,6 +32,20 @@ examples:
   echo-server                              localhost, port 12345
   echo-server --port 0                     any free port; the first line says it
   echo-server --host 0.0.0.0 --host :: -q  every interface; log problems only"""
+
+FAULTS = (
+    "delay",
+    "throttle",
+    "chunk",
+    "corrupt_rate",
+    "drop_rate",
+    "duplicate_rate",
+    "reset_after",
+    "close_after",
+    "stall_after",
+    "accept_delay",
+    "no_half_close",
+)
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +128,10 @@ def _server(loop: EventLoop, listeners: list[socket.socket], args: argparse.Name
     from echopair.server.echo import EchoServer, VerboseEchoServer
 
     raise_descriptor_limit()
-    kind = VerboseEchoServer if args.log_level == logging.DEBUG else EchoServer
+    kind: Callable[..., EchoServer] = VerboseEchoServer if args.log_level == logging.DEBUG else EchoServer
+    asked = {name: value for name in FAULTS if (value := getattr(args, name)) not in (None, False)}
+    if asked:
+        kind = _faulty(asked, args.fault_seed)
     server = kind(
         loop, listeners, max_conns=args.max_conns, max_buffer=args.max_buffer, zero_copy=not args.no_zero_copy
     )
@@ -122,6 +141,18 @@ def _server(loop: EventLoop, listeners: list[socket.socket], args: argparse.Name
         late = TimeoutError(f"idle for {args.idle_timeout:g} s")
         IdleWatch(loop, server.connections, args.idle_timeout, lambda connection: connection.abort(late))
     return server
+
+
+def _faulty(asked: dict[str, Any], seed: int | None) -> Callable[..., EchoServer]:
+    """Return a server with the faults that were asked for, and announce them."""
+    import secrets
+
+    from echopair.server.faults import Faults, FaultyEchoServer
+
+    seed = secrets.randbits(32) if seed is None else seed
+    faults = Faults(**asked, seed=seed)
+    log.warning("misbehaving on request: %s; --fault-seed %d repeats it", faults, seed)
+    return partial(FaultyEchoServer, faults=faults)
 
 
 class Stop:
@@ -175,6 +206,21 @@ def _parser() -> options.Parser:
     add("--idle-timeout", metavar="S", type=options.duration(0.001), help="end silent connections (default: never)")
     add("--drain-timeout", metavar="S", type=options.duration(), default="5s",
         help="how long SIGTERM and SIGINT wait for what is owed")
+
+    add = parser.add_argument_group("misbehave on request, to test clients").add_argument
+    add("--delay", metavar="LIST", type=options.delays,
+        help="hold back what comes in: 20ms, or 5ms:90,200ms:10 (per cent)")
+    add("--throttle", metavar="BYTES", type=options.size(1), help="echo at most so much a second on each connection")
+    add("--chunk", metavar="N", type=options.size(1), help="send at most N bytes at a time")
+    add("--corrupt-rate", metavar="P", type=options.probability, help="flip a bit of so many of the bytes")
+    add("--drop-rate", metavar="P", type=options.probability, help="lose so many of the bytes")
+    add("--duplicate-rate", metavar="P", type=options.probability, help="send so many of the bytes twice")
+    add("--reset-after", metavar="BYTES", type=options.size(0), help="reset a connection that was echoed so much")
+    add("--close-after", metavar="BYTES", type=options.size(0), help="close it")
+    add("--stall-after", metavar="BYTES", type=options.size(0), help="go silent on it")
+    add("--accept-delay", metavar="S", type=options.duration(), help="leave new connections waiting so long")
+    add("--no-half-close", action="store_true", help="close at EOF, and lose what is owed, as the tutorials do")
+    add("--fault-seed", metavar="N", type=options.count(), help="chance that repeats (default: at random, and logged)")
 
     add = parser.add_argument_group("what to log, on standard error").add_mutually_exclusive_group().add_argument
     add("-v", "--verbose", dest="log_level", action="store_const", const=logging.DEBUG, default=logging.INFO,

@@ -71,8 +71,8 @@ class Drain(Handler):
         self._done()
 
     def _quiet(self, connection: Connection) -> None:
-        if connection.closed or connection.outbound:
-            return  # cut in this very turn, or quiet because the peer does not read
+        if connection.closed or connection.outbound or connection.inbound:
+            return  # cut in this very turn, quiet because the peer does not read, or held up on request
         if connection.undelivered() == 0:
             connection.abort()  # nothing is on its way that a reset could destroy
         else:

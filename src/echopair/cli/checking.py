@@ -1,0 +1,180 @@
+"""The conformance check: which cases, against what, and what is told of them: as TAP, JSON or JUnit's XML."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import sys
+import textwrap
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from echopair import __version__
+from echopair.address import Address, AddressError, format_address
+from echopair.check.cases import CASES
+from echopair.check.run import FAILED as NOT_OK
+from echopair.check.run import PASSED, SKIPPED, Check, Outcome
+from echopair.cli.command import FAILED, OK, Output, columns, complain, wants_colour
+from echopair.cli.reaching import Reach
+from echopair.cli.results import ResultFile
+from echopair.client.echo import TIMEOUT
+from echopair.loop import EventLoop
+from echopair.text import count, duration
+
+PATIENCE = 3.0  # seconds; a check is to be over soon
+COLOURS = {PASSED: "\x1b[32m", NOT_OK: "\x1b[1;31m", SKIPPED: "\x1b[33m"}
+DIM, PLAIN = "\x1b[2m", "\x1b[m"
+
+
+def list_cases(output: Output) -> int:
+    """Print the names of the cases, and what each proves."""
+    width = max(len(case.name) for case in CASES)
+    for case in CASES:
+        output.line(f"{case.name:{width}}  {case.proves}")
+    return OK
+
+
+def check(args: argparse.Namespace, output: Output) -> int:
+    """Run the cases that were asked for, tell what came of them, and return the exit status."""
+    cases = [case for case in CASES if not args.check_only or case.name in args.check_only]
+    junit = ResultFile("--junit", args.junit) if args.junit is not None else None
+    outcomes: list[Outcome] = []
+    tell = _Tap(output, len(cases)).tell if not args.json else lambda _outcome: None
+    started, began = time.time(), time.monotonic()
+    running: Check | None = None
+    with EventLoop() as loop:
+        reach = Reach(loop, args)
+
+        def begin(addresses: list[Address]) -> None:
+            def told(outcome: Outcome) -> None:
+                outcomes.append(outcome)
+                tell(outcome)
+
+            patience = PATIENCE if args.timeout == TIMEOUT else args.timeout
+            nonlocal running
+            running = Check(loop, addresses, cases, told=told, done=reach.done, patience=patience, seed=args.seed or 0)
+
+        def stop() -> None:
+            if running:
+                running.stop()
+
+        output.failed = stop
+        try:
+            reach.run(begin, stop)
+        except AddressError as error:
+            if not args.json:
+                raise
+            complain("echo-client", str(error), FAILED)
+    well = bool(outcomes) and len(outcomes) == len(cases) and not any(each.status == NOT_OK for each in outcomes)
+    document = {
+        "schema_version": 1,
+        "program": "echo-client --check",
+        "version": __version__,
+        "target": "itself (--loopback)" if args.loopback else format_address((args.host, args.port)),
+        "started_at": datetime.fromtimestamp(started, UTC).replace(tzinfo=None).isoformat(timespec="milliseconds")
+        + "Z",
+        "duration_s": round(time.monotonic() - began, 6),
+        "exit_status": reach.status or (OK if well else FAILED),
+        "checks": [_entry(outcome) for outcome in outcomes],
+    }
+    status: int = document["exit_status"]  # type: ignore[assignment]
+    if junit:
+        status = max(status, junit.write(_junit(document)))
+    if args.json:
+        output.text(json.dumps(document, allow_nan=False) + "\n")
+    else:
+        output.text(_summary(document, len(cases)))
+    return status
+
+
+def unknown_case(names: Iterable[str]) -> str:
+    """Return a complaint if there is no case of one of these names."""
+    known = [case.name for case in CASES]
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}?" if close else "--check-list says which there are"
+            return f"--check-only: there is no case {name!r} ({hint})"
+    return ""
+
+
+class _Tap:
+    """Prints outcomes in the Test Anything Protocol (https://testanything.org), laid out for people."""
+
+    def __init__(self, output: Output, planned: int) -> None:
+        self._output = output
+        self._number = 0
+        self._colour = bool(sys.stdout) and wants_colour(sys.stdout)
+        self._names = max(len(case.name) for case in CASES)
+        output.line("TAP version 13")
+        output.line(f"1..{planned}", flush=True)
+
+    def tell(self, outcome: Outcome) -> None:
+        """Print one outcome, with what was seen and what usually causes it where it failed."""
+        self._number += 1
+        word = "not ok" if outcome.status == NOT_OK else "ok"
+        head = self._paint(COLOURS[outcome.status], f"{word:6} {self._number:>2}")
+        took = self._paint(DIM, f"{duration(outcome.seconds):>7}")
+        case = outcome.case
+        why = f" # SKIP {outcome.seen}" if outcome.status == SKIPPED else ""
+        self._output.line(f"{head} - {case.name:{self._names}}  {took}  {case.proves}{why}")
+        if outcome.status == NOT_OK:
+            self._output.line("  ---")
+            for label, text in (("seen", outcome.seen), ("usually", case.usually)):
+                self._output.line(f"  {label}: >")
+                for line in textwrap.wrap(text, min(columns(1), 100) - 5):
+                    self._output.line(f"    {line}")
+            self._output.line("  ...")
+        self._output.flush()
+
+    def _paint(self, colour: str, text: str) -> str:
+        return f"{colour}{text}{PLAIN}" if self._colour else text
+
+
+def _entry(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "name": outcome.case.name,
+        "proves": outcome.case.proves,
+        "status": outcome.status,
+        "seen": outcome.seen or None,
+        "usually": outcome.case.usually if outcome.status == NOT_OK else None,
+        "duration_s": round(outcome.seconds, 6),
+    }
+
+
+def _summary(document: dict[str, Any], planned: int) -> str:
+    statuses = [entry["status"] for entry in document["checks"]]
+    told = [f"{statuses.count(PASSED)} of {count(planned, 'case')} passed"]
+    told += [f"{statuses.count(status)} {status}" for status in (NOT_OK, SKIPPED) if status in statuses]
+    if len(statuses) < planned:
+        told.append(f"{planned - len(statuses)} not run")
+    return f"# {', '.join(told)}, in {duration(document['duration_s'])}: {document['target']}\n"
+
+
+def _junit(document: dict[str, Any]) -> str:
+    """Return the document as JUnit's XML, which services for continuous integration read."""
+    from xml.etree import ElementTree as Xml
+
+    statuses = [entry["status"] for entry in document["checks"]]
+    suite = Xml.Element(
+        "testsuite",
+        name=f"echo-client --check {document['target']}",
+        tests=str(len(statuses)),
+        failures=str(statuses.count(NOT_OK)),
+        skipped=str(statuses.count(SKIPPED)),
+        errors="0",
+        time=str(document["duration_s"]),
+        timestamp=document["started_at"].removesuffix("Z"),
+    )
+    for entry in document["checks"]:
+        case = Xml.SubElement(suite, "testcase", classname="echo", name=entry["name"], time=str(entry["duration_s"]))
+        if entry["status"] == NOT_OK:
+            failure = Xml.SubElement(case, "failure", message=entry["seen"])
+            failure.text = f"{entry['proves']}\nseen: {entry['seen']}\nusually: {entry['usually']}"
+        elif entry["status"] == SKIPPED:
+            Xml.SubElement(case, "skipped", message=entry["seen"])
+    Xml.indent(suite)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + Xml.tostring(suite, "unicode") + "\n"

@@ -1,0 +1,276 @@
+"""A server that misbehaves on request, so that clients and checks can show that they notice.
+
+It is an EchoServer that keeps what comes in where it came in, `inbound`, and lets go of it as its faults allow, so that
+however late it is, no more is held for a peer than by any other server. Chance is seeded a connection: the same seed,
+the same connections in the same order and the same bytes have the same faults.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+import struct
+from collections import deque
+from dataclasses import dataclass, field
+from random import Random
+
+from echopair.address import format_address
+from echopair.connection import Connection
+from echopair.loop import EventLoop, Timer
+from echopair.server.echo import EchoServer
+from echopair.text import count, duration, printable, size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # importing typing would take a tenth of the start
+    from typing import Any
+
+SENDS_PER_TURN = 64  # small chunks of one peer share the loop with other peers
+SLICES_PER_SECOND = 50  # of a throttled peer's bytes
+UNPAID = 64 * 1024 * 1024  # bytes
+NOW = struct.pack("ii", 1, 0)  # SO_LINGER without a time to linger: close() resets (socket(7))
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faults:
+    """What is to go wrong: seconds, bytes, bytes a second, and the chance of each byte, from 0 to 1."""
+
+    delay: tuple[tuple[float, float], ...] = ()  # seconds, and how often
+    throttle: int | None = None
+    chunk: int | None = None
+    corrupt_rate: float = 0.0
+    drop_rate: float = 0.0
+    duplicate_rate: float = 0.0
+    reset_after: int | None = None
+    close_after: int | None = None
+    stall_after: int | None = None
+    accept_delay: float = 0.0
+    no_half_close: bool = False
+    seed: int = 0
+
+    def __str__(self) -> str:
+        """Return what goes wrong, as a person would say it; nothing where nothing does."""
+        shares = ", ".join(f"{duration(seconds)} for {share:g} %" for seconds, share in self.delay)
+        told = [f"delay {shares}"] if self.delay else []
+        told += [f"throttle {size(self.throttle)}/s"] if self.throttle is not None else []
+        told += [f"chunks of {count(self.chunk, 'byte')}"] if self.chunk is not None else []
+        for what in ("corrupt", "drop", "duplicate"):
+            rate = getattr(self, f"{what}_rate")
+            told += [f"{what} {rate:.3g} of the bytes"] if rate else []
+        for what in ("reset", "close", "stall"):
+            after = getattr(self, f"{what}_after")
+            told += [f"{what} after {count(after, 'byte')}"] if after is not None else []
+        told += [f"accept after {duration(self.accept_delay)}"] if self.accept_delay else []
+        told += ["no half-close"] if self.no_half_close else []
+        return ", ".join(told)
+
+    @property
+    def ends_after(self) -> int | None:
+        """After how many bytes a connection is reset, closed or stalled, whichever is first."""
+        return min(
+            (each for each in (self.reset_after, self.close_after, self.stall_after) if each is not None), default=None
+        )
+
+
+class Strikes:
+    """Says which bytes of a stream a fault of this `rate` strikes, in constant time a strike."""
+
+    def __init__(self, rate: float, source: Random) -> None:
+        self._rate = rate
+        self._source = source
+        self._left = self._gap()  # bytes that are spared
+
+    def within(self, length: int) -> list[int]:
+        """Return the places among the next `length` bytes, in order."""
+        places = []
+        while self._left < length:
+            places.append(int(self._left))
+            self._left += 1 + self._gap()
+        self._left -= length
+        return places
+
+    def _gap(self) -> float:
+        """Return how many bytes are spared before the next strike (the geometric distribution)."""
+        if self._rate <= 0:
+            return math.inf
+        if self._rate >= 1:
+            return 0
+        return math.floor(math.log(1 - self._source.random()) / math.log1p(-self._rate))
+
+
+@dataclass(slots=True, eq=False)
+class Victim:
+    """What a connection's faults are at."""
+
+    source: Random
+    corrupt: Strikes
+    drop: Strikes
+    duplicate: Strikes
+    due: deque[tuple[float, int]] = field(default_factory=deque)  # from when on so many bytes of inbound may go
+    echoed: int = 0  # bytes, before anything was done to them
+    next_send: float = 0.0  # of a throttled one
+    eof: bool = False  # was received, and is answered when all is sent
+    stalled: bool = False
+    timer: Timer | None = None
+
+
+class FaultyEchoServer(EchoServer):
+    """An echo server with `faults`; the other arguments are those of EchoServer."""
+
+    def __init__(self, loop: EventLoop, listeners: list[socket.socket], *, faults: Faults, **options: Any) -> None:
+        self.corrupted = self.dropped = self.duplicated = 0  # bytes
+        self._faults = faults
+        if faults.no_half_close:  # who does not read must be owed something at EOF, or nothing would be lost
+            options["max_buffer"] = max(options.get("max_buffer", 0), UNPAID)
+        self._victims: dict[Connection, Victim] = {}
+        self._number = 0  # of connections that have sent something
+        self._unaccepted: dict[socket.socket, Timer] = {}
+        super().__init__(loop, listeners, **options)
+
+    def close(self) -> None:
+        """End everything at once, and say what was done to the bytes."""
+        for sock, timer in self._unaccepted.items():
+            timer.cancel()
+            sock.close()
+        self._unaccepted.clear()
+        super().close()
+        if self.corrupted or self.dropped or self.duplicated:
+            log.warning(
+                "%s corrupted, %d dropped, %d duplicated on request",
+                count(self.corrupted, "byte"),
+                self.dropped,
+                self.duplicated,
+            )
+
+    def data_received(self, connection: Connection, data: bytes) -> None:
+        """Keep the bytes until they are due."""
+        log.debug("%s  holds %s  %s", connection.peer, count(len(data), "byte"), printable(data))
+        victim = self._victim(connection)
+        due = self.loop.clock() + self._delay(victim)
+        if victim.due:
+            due = max(due, victim.due[-1][0])  # for a stream keeps its order
+        victim.due.append((due, len(data)))
+        connection.keep(data)
+        self._echo(connection, victim)
+
+    def eof_received(self, connection: Connection) -> None:
+        """End what we send, too, once it is all sent; without half-close, the connection."""
+        victim = self._victim(connection)
+        if self._faults.no_half_close:
+            connection.abort()
+        elif victim.due or victim.stalled:
+            victim.eof = True
+        else:
+            connection.send_eof()
+
+    def drained(self, connection: Connection) -> None:
+        """Go on."""
+        self._echo(connection, self._victim(connection))
+
+    def connection_lost(self, connection: Connection, error: Exception | None) -> None:
+        """Forget it."""
+        victim = self._victims.pop(connection, None)
+        if victim and victim.timer:
+            victim.timer.cancel()
+        super().connection_lost(connection, error)
+
+    def _accepted(self, sock: socket.socket, address: Any) -> None:
+        if not self._faults.accept_delay:
+            super()._accepted(sock, address)
+            return
+
+        def accept() -> None:
+            del self._unaccepted[sock]
+            super(FaultyEchoServer, self)._accepted(sock, address)
+
+        log.debug("%s  waits to be accepted", format_address(address))
+        self._unaccepted[sock] = self.loop.call_later(self._faults.accept_delay, accept)
+
+    def _room(self) -> int:
+        return super()._room() - (len(self._unaccepted) if self._max_conns is not None else 0)
+
+    def _victim(self, connection: Connection) -> Victim:
+        victim = self._victims.get(connection)
+        if victim is None:
+            self._number += 1
+            source = Random(f"{self._faults.seed} {self._number}")
+            corrupt, drop, duplicate = (
+                Strikes(rate, source)
+                for rate in (self._faults.corrupt_rate, self._faults.drop_rate, self._faults.duplicate_rate)
+            )
+            victim = Victim(source, corrupt, drop, duplicate)
+            self._victims[connection] = victim
+        return victim
+
+    def _delay(self, victim: Victim) -> float:
+        if not self._faults.delay:
+            return 0.0
+        delays, weights = zip(*self._faults.delay, strict=True)
+        return float(victim.source.choices(delays, weights)[0])
+
+    def _echo(self, connection: Connection, victim: Victim) -> None:
+        """Send of what is held as much as its faults allow now, and come back for the rest."""
+        if victim.timer:
+            victim.timer.cancel()
+            victim.timer = None
+        for _ in range(SENDS_PER_TURN):
+            if connection.closed or connection.outbound or victim.stalled:
+                return
+            if not victim.due:
+                if victim.eof:
+                    connection.send_eof()
+                return
+            wait = max(victim.due[0][0], victim.next_send)
+            if wait > self.loop.clock():
+                break
+            self._send_some(connection, victim)
+            if self._at_its_end(connection, victim):
+                return
+        else:
+            wait = self.loop.clock()
+        victim.timer = self.loop.call_at(wait, lambda: self._echo(connection, victim))
+
+    def _send_some(self, connection: Connection, victim: Victim) -> None:
+        faults, (due, held) = self._faults, victim.due.popleft()
+        length = min(held, faults.chunk or held)
+        if faults.throttle:
+            length = min(length, max(faults.throttle // SLICES_PER_SECOND, 1))
+            victim.next_send = max(victim.next_send, self.loop.clock()) + length / faults.throttle
+        if faults.ends_after is not None:
+            length = min(length, faults.ends_after - victim.echoed)
+        if length < held:
+            victim.due.appendleft((due, held - length))
+        data = bytes(connection.inbound[:length])
+        connection.consume(length)
+        victim.echoed += length
+        data = self._spoil(victim, data)
+        if data:
+            connection.send(data)
+
+    def _spoil(self, victim: Victim, data: bytes) -> bytes:
+        spoilt = bytearray(data)
+        for place in victim.corrupt.within(len(spoilt)):
+            spoilt[place] ^= 1 << victim.source.randrange(8)
+            self.corrupted += 1
+        for place in reversed(victim.drop.within(len(spoilt))):
+            del spoilt[place]
+            self.dropped += 1
+        for place in reversed(victim.duplicate.within(len(spoilt))):
+            spoilt.insert(place, spoilt[place])
+            self.duplicated += 1
+        return bytes(spoilt)
+
+    def _at_its_end(self, connection: Connection, victim: Victim) -> bool:
+        """Reset, close or stall a connection that has had its bytes, and return whether it has."""
+        faults = self._faults
+        if faults.ends_after is None or victim.echoed < faults.ends_after:
+            return False
+        victim.stalled = True
+        if faults.ends_after == faults.reset_after:
+            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NOW)
+            connection.abort(ConnectionResetError(f"reset on request after {count(victim.echoed, 'byte')}"))
+        elif faults.ends_after == faults.close_after:
+            connection.close()
+        return True
