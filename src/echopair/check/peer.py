@@ -16,6 +16,7 @@ from echopair.loop import READ, WRITE, EventLoop
 from echopair.text import count, duration, reason
 
 READ_SIZE = 64 * 1024
+COMPARED = 1024  # bytes after the first wrong one, to say what happened there and not further on
 MOMENT = 0.2  # seconds in which what must not come has time to come
 
 
@@ -67,6 +68,11 @@ class Peer:
             if found & WRITE and unsent:
                 unsent = unsent[self._send(unsent) :]
 
+    def send_apart(self, data: bytes) -> None:
+        """Send a few bytes, each by a send of its own, with nothing between them."""
+        for byte in data:
+            self._send(memoryview(bytes([byte])))
+
     async def send_until_full(self, data: bytes) -> int:
         """Send of `data` what the path takes while nobody reads the echo; return how much that was."""
         unsent = memoryview(data)
@@ -103,9 +109,9 @@ class Peer:
         except OSError as error:
             raise Failed(f"{reason(error)} before our EOF") from None
 
-    def read_little(self) -> None:
-        """Have a small receive buffer, so that the path is full soon if we do not read (socket(7), SO_RCVBUF)."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+    def buffer(self, length: int) -> None:
+        """Have a receive buffer of so many bytes; with a small one the path is full soon (socket(7), SO_RCVBUF)."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, length)
 
     def reset(self) -> None:
         """End with a reset: SO_LINGER with no time to linger (socket(7), RFC 9293 3.10.4)."""
@@ -147,7 +153,7 @@ class Peer:
 
     def _difference(self, expected: bytes, got: bytes) -> str:
         same = agreement(expected, got)
-        what = diagnose(expected[same:], got[same:])
+        what = diagnose(expected[same : same + COMPARED], got[same : same + COMPARED])
         place = self.received - len(got) + same
         told = f"byte {place + 1:,} of the echo is wrong: expected {dump(expected[same:])}, got {dump(got[same:])}"
         return f"{told} ({what})" if what else told

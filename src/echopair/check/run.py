@@ -21,7 +21,7 @@ from echopair.loop import EventLoop, Timer
 from echopair.text import duration, size
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
-LIMIT = 3.3  # times the patience, for a case
+LIMIT = 10.0  # seconds for a case, or three times the patience
 
 
 class Skipped(Exception):  # noqa: N818 - a verdict
@@ -156,7 +156,7 @@ class Check:
             rate = size(sum(peer.received for peer in self._peers) / limit)
             end(None, Failed(f"not done within {duration(limit)}: {self._doing} ({rate}/s)"))
 
-        limit = LIMIT * self._patience
+        limit = max(LIMIT, 3 * self._patience)
         timer = self.loop.call_later(limit, give_up)
         script = Script(self.loop, case.body(self), end)
         self._running = script, timer

@@ -221,8 +221,8 @@ def parser() -> options.Parser:
 
     add = parser.add_argument_group("conformance").add_argument
     add("--check", action="store_true",
-        help="try named cases and say which fail; of the service they ask for under 48 MiB on under 300 connections in all, "
-             "51 at once, and each case is over in 10s")
+        help="try named cases and say which fail; they take under 48 MiB on under 300 connections, "
+             "51 at once, and 10s each at most")
     add("--check-only", metavar="NAME", action=options.Collect, help="only this case; may be repeated")
     add("--check-list", action="store_true", help="list the cases and exit")
     add("--junit", metavar="FILE", help="write the outcome to FILE, too, as JUnit's XML")

@@ -1,0 +1,42 @@
+"""Mistake: a single thread waits until one peer has taken its bytes, and all others wait with it.
+
+Seen in: event loops that call a blocking sendall(), or a database.
+Fails: slow-neighbour
+"""
+
+import selectors
+import socket
+import sys
+
+selector = selectors.DefaultSelector()
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1]) if len(sys.argv) > 1 else 0))
+print("Listening on {}:{}".format(*listener.getsockname()), flush=True)
+listener.setblocking(False)
+selector.register(listener, selectors.EVENT_READ)
+
+
+def accept():
+    sock, _ = listener.accept()
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    selector.register(sock, selectors.EVENT_READ, "peer")  # blocking, for then sendall() is so simple
+
+
+def serve(key):
+    sock = key.fileobj
+    try:
+        data = sock.recv(65536)
+        if data:
+            sock.sendall(data)
+            return
+    except OSError:
+        pass
+    selector.unregister(sock)
+    sock.close()
+
+
+while True:
+    for key, _ in selector.select():
+        if key.data is None:
+            accept()
+        else:
+            serve(key)

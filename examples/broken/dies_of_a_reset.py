@@ -1,0 +1,47 @@
+"""Mistake: nobody catches the error of a connection, so the reset of one peer ends the server for all.
+
+Seen in: the tutorials, Python's own selectors example.
+Fails: reset
+"""
+
+import selectors
+import socket
+import sys
+from types import SimpleNamespace
+
+selector = selectors.DefaultSelector()
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1]) if len(sys.argv) > 1 else 0))
+print("Listening on {}:{}".format(*listener.getsockname()), flush=True)
+listener.setblocking(False)
+selector.register(listener, selectors.EVENT_READ)
+
+
+def accept():
+    sock, address = listener.accept()
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    selector.register(
+        sock, selectors.EVENT_READ | selectors.EVENT_WRITE, SimpleNamespace(address=address, outbound=b"")
+    )
+
+
+def serve(key, mask):
+    sock, peer = key.fileobj, key.data
+    if mask & selectors.EVENT_READ:
+        data = sock.recv(65536)  # ConnectionResetError
+        if not data and not peer.outbound:
+            selector.unregister(sock)
+            sock.close()
+            return
+        peer.outbound += data
+    if mask & selectors.EVENT_WRITE and peer.outbound:
+        sent = sock.send(peer.outbound)  # BrokenPipeError
+        peer.outbound = peer.outbound[sent:]
+
+
+while True:
+    for key, mask in selector.select():
+        if key.data is None:
+            accept()
+        else:
+            serve(key, mask)

@@ -1,0 +1,43 @@
+"""Mistake: a full socket is taken for a broken one: BlockingIOError is an OSError, and ends the connection.
+
+Seen in: servers whose only except clause is `except OSError`.
+Fails: half-close-slow slow-reader before-reading
+"""
+
+import selectors
+import socket
+import sys
+
+selector = selectors.DefaultSelector()
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1]) if len(sys.argv) > 1 else 0))
+print("Listening on {}:{}".format(*listener.getsockname()), flush=True)
+listener.setblocking(False)
+selector.register(listener, selectors.EVENT_READ)
+
+
+def accept():
+    sock, _ = listener.accept()
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    selector.register(sock, selectors.EVENT_READ, "peer")
+
+
+def serve(key):
+    sock = key.fileobj
+    try:
+        data = sock.recv(65536)
+        if data:
+            sock.sendall(data)
+            return
+    except OSError:  # BlockingIOError, too: the peer was only slow
+        pass
+    selector.unregister(sock)
+    sock.close()
+
+
+while True:
+    for key, _ in selector.select():
+        if key.data is None:
+            accept()
+        else:
+            serve(key)

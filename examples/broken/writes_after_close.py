@@ -1,0 +1,54 @@
+"""Mistake: the READ branch closes the socket at EOF, and the WRITE branch goes on with it.
+
+Seen in: the tutorials. What is owed at EOF is lost; and if the socket happens to be writable then, the send fails with
+EBADF, and the server with it.
+Fails: half-close-slow
+"""
+
+import selectors
+import socket
+import sys
+from types import SimpleNamespace
+
+selector = selectors.DefaultSelector()
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1]) if len(sys.argv) > 1 else 0))
+print("Listening on {}:{}".format(*listener.getsockname()), flush=True)
+listener.setblocking(False)
+selector.register(listener, selectors.EVENT_READ)
+
+
+def accept():
+    sock, address = listener.accept()
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    selector.register(
+        sock, selectors.EVENT_READ | selectors.EVENT_WRITE, SimpleNamespace(address=address, outbound=b"")
+    )
+
+
+def serve(key, mask):
+    sock, peer = key.fileobj, key.data
+    if mask & selectors.EVENT_READ:
+        try:
+            data = sock.recv(65536)
+        except ConnectionError:
+            data = peer.outbound = b""
+        if data:
+            peer.outbound += data
+        else:
+            selector.unregister(sock)
+            sock.close()
+    if mask & selectors.EVENT_WRITE and peer.outbound:  # of the socket that was just closed
+        try:
+            sent = sock.send(peer.outbound)
+        except ConnectionError:
+            sent = len(peer.outbound)
+        peer.outbound = peer.outbound[sent:]
+
+
+while True:
+    for key, mask in selector.select():
+        if key.data is None:
+            accept()
+        else:
+            serve(key, mask)
