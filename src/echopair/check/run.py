@@ -44,11 +44,12 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a case; `seen` says why it failed or was skipped."""
+    """What became of a case; `seen` says why it failed or was skipped, `usually` what causes that."""
 
     case: Case
     status: str
     seen: str
+    usually: str
     seconds: float
 
 
@@ -148,7 +149,8 @@ class Check:
             timer.cancel()
             status, seen = self._judge(error)
             self._end()
-            self._told(Outcome(case, status, seen, self.loop.clock() - began))
+            usually = case.usually if status == FAILED and not isinstance(error, Unreachable) else ""
+            self._told(Outcome(case, status, seen, usually, self.loop.clock() - began))
             self.loop.call_soon(self._next)
 
         def give_up() -> None:

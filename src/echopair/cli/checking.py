@@ -123,7 +123,9 @@ class _Tap:
         self._output.line(f"{head} - {case.name:{self._names}}  {took}  {case.proves}{why}")
         if outcome.status == NOT_OK:
             self._output.line("  ---")
-            for label, text in (("seen", outcome.seen), ("usually", case.usually)):
+            for label, text in (("seen", outcome.seen), ("usually", outcome.usually)):
+                if not text:
+                    continue
                 self._output.line(f"  {label}: >")
                 for line in textwrap.wrap(text, min(columns(1), 100) - 5):
                     self._output.line(f"    {line}")
@@ -140,7 +142,7 @@ def _entry(outcome: Outcome) -> dict[str, Any]:
         "proves": outcome.case.proves,
         "status": outcome.status,
         "seen": outcome.seen or None,
-        "usually": outcome.case.usually if outcome.status == NOT_OK else None,
+        "usually": outcome.usually or None,
         "duration_s": round(outcome.seconds, 6),
     }
 
@@ -173,7 +175,7 @@ def _junit(document: dict[str, Any]) -> str:
         case = Xml.SubElement(suite, "testcase", classname="echo", name=entry["name"], time=str(entry["duration_s"]))
         if entry["status"] == NOT_OK:
             failure = Xml.SubElement(case, "failure", message=entry["seen"])
-            failure.text = f"{entry['proves']}\nseen: {entry['seen']}\nusually: {entry['usually']}"
+            failure.text = "\n".join(f"{key}: {entry[key]}" for key in ("proves", "seen", "usually") if entry[key])
         elif entry["status"] == SKIPPED:
             Xml.SubElement(case, "skipped", message=entry["seen"])
     Xml.indent(suite)

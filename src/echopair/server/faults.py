@@ -237,7 +237,8 @@ class FaultyEchoServer(EchoServer):
         length = min(held, faults.chunk or held)
         if faults.throttle:
             length = min(length, max(faults.throttle // SLICES_PER_SECOND, 1))
-            victim.next_send = max(victim.next_send, self.loop.clock()) + length / faults.throttle
+            since = self.loop.clock() - 1 / SLICES_PER_SECOND  # a timer that is late is no loss
+            victim.next_send = max(victim.next_send, since) + length / faults.throttle
         if faults.ends_after is not None:
             length = min(length, faults.ends_after - victim.echoed)
         if length < held:

@@ -1,0 +1,481 @@
+"""The check itself: scripts on the loop, peers, the judging of cases, and what the command tells of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import threading
+from xml.etree import ElementTree as Xml
+
+import pytest
+
+from echopair.address import listen
+from echopair.check.cases import CASES
+from echopair.check.peer import Failed, Peer
+from echopair.check.run import FAILED, LIMIT, PASSED, SKIPPED, Case, Check, Skipped
+from echopair.check.script import Script, ready, sleep, together
+from echopair.cli import client as command
+from echopair.cli.command import INTERRUPTED, OK, TERMINATED, USAGE
+from echopair.loop import READ, WRITE, EventLoop
+from echopair.server import EchoServer
+from helpers import LOCALHOST, run_until, settle, small_pair
+
+
+def run(loop: EventLoop, body):
+    """Run a coroutine to its end, and return its result or raise its error."""
+    ends = []
+    Script(loop, body, lambda result, error: ends.append((result, error)))
+    run_until(loop, lambda: ends)
+    ((result, error),) = ends
+    if error:
+        raise error
+    return result
+
+
+# Scripts
+
+
+def test_a_script_returns_what_its_coroutine_returns(loop):
+    async def body():
+        return 7
+
+    assert run(loop, body()) == 7
+
+
+def test_a_script_ends_with_the_error_of_its_coroutine(loop):
+    async def body():
+        raise Failed("so")
+
+    with pytest.raises(Failed, match="so"):
+        run(loop, body())
+
+
+def test_sleeping_takes_as_long_as_it_says(loop, clock):
+    ends = []
+    Script(loop, sleep(loop, 5), lambda *_: ends.append(clock()))
+    settle(loop)
+    clock.advance(4.9)
+    settle(loop)
+    assert not ends
+    clock.advance(0.2)
+    settle(loop)
+    assert ends == [1005.1]
+
+
+def test_readiness_is_waited_for_no_longer_than_one_has_patience(loop, clock):
+    near, far = socket.socketpair()
+    with near, far:
+        assert run(loop, ready(loop, near, WRITE, 1)) == WRITE
+        ends = []
+        Script(loop, ready(loop, near, READ, 1), lambda found, _: ends.append(found))
+        settle(loop)
+        clock.advance(1)
+        settle(loop)
+        assert ends == [0]
+
+
+def test_those_that_run_together_return_in_their_order(loop):
+    async def value(number):
+        for _ in range(3 - number):
+            await sleep(loop, 0)
+        return number
+
+    assert run(loop, together(loop, value(0), value(1), value(2))) == [0, 1, 2]
+
+
+def test_the_first_that_fails_ends_those_that_run_with_it(loop):
+    ended = []
+
+    async def long():
+        try:
+            await sleep(loop, 1000)
+        finally:
+            ended.append(True)
+
+    async def failing():
+        await sleep(loop, 0)
+        raise Failed("so")
+
+    with pytest.raises(Failed, match="so"):
+        run(loop, together(loop, long(), failing(), long()))
+    assert ended == [True, True]
+
+
+def test_a_cancelled_script_waits_no_more_and_tells_nobody(loop):
+    near, far = socket.socketpair()
+    with near, far:
+        told = []
+        script = Script(loop, together(loop, ready(loop, near, READ, 10), sleep(loop, 10)), lambda *_: told.append(1))
+        settle(loop)
+        script.cancel()
+        settle(loop)
+        assert not told  # and the fixture sees that nothing is watched or due
+
+
+# Peers
+
+
+@pytest.fixture
+def pair(loop):
+    near, far = small_pair()
+    near.setblocking(False)
+    far.settimeout(5)
+    doing = []
+    with near, far:
+        yield Peer(loop, near, 1.0, doing.append), far
+
+
+def fails(loop, clock, body) -> str:
+    ends = []
+    Script(loop, body, lambda result, error: ends.append(error))
+    settle(loop)
+    clock.advance(1.0)
+    settle(loop)
+    (error,) = ends
+    assert isinstance(error, Failed), error
+    return str(error)
+
+
+def test_a_peer_sees_what_comes_back(loop, pair):
+    peer, far = pair
+    run(loop, peer.send(b"hello"))
+    assert far.recv(100) == b"hello"
+    far.sendall(b"hello")
+    run(loop, peer.expect(b"hello"))
+    assert (peer.sent, peer.received) == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("sent", "got", "seen"),
+    [
+        (b"0123456789", b"0123X56789", r"byte 5 of the echo is wrong: expected 34 .*, got 58 .*\(one byte changed\)"),
+        (b"0123456789abcdef", b"012456789abcdef", r"byte 4 of the echo is wrong: .* \(1 byte lost\)"),
+        (b"0123456789", b"01", r"nothing more came for 1.00 s after 2 of 10 bytes sent had come back"),
+    ],
+)
+def test_a_peer_says_what_is_wrong_with_an_echo(loop, clock, pair, sent, got, seen):
+    peer, far = pair
+    run(loop, peer.send(sent))
+    far.sendall(got)
+    assert re.fullmatch(seen, fails(loop, clock, peer.expect(sent)))
+
+
+def test_a_peer_says_where_eof_came(loop, clock, pair):
+    peer, far = pair
+    far.sendall(b"he")
+    far.shutdown(socket.SHUT_WR)
+    assert fails(loop, clock, peer.echo(b"hello")) == "EOF after 2 of 5 bytes sent had come back"
+
+
+def test_a_peer_says_where_a_reset_came(loop, clock, pair):
+    peer, far = pair
+    run(loop, peer.send(b"hello"))
+    far.close()  # with that unread
+    with pytest.raises(Failed, match="connection reset by peer after 0 of 5 bytes sent had come back"):
+        run(loop, peer.expect(b"hello"))
+    with pytest.raises(Failed, match="broken pipe"):
+        run(loop, peer.send(b"hello"))
+
+
+def test_a_peer_says_that_nothing_is_taken(loop, clock, pair):
+    peer, _ = pair
+    taken = run_with_time(loop, clock, peer.send_until_full(bytes(1 << 20)))
+    assert 0 < taken < 1 << 20
+    assert fails(loop, clock, peer.send(b"more")) == (
+        f"nothing more was taken for 1.00 s after 0 of {taken:,} bytes sent had come back"
+    )
+
+
+def run_with_time(loop, clock, body):
+    ends = []
+    Script(loop, body, lambda result, error: ends.append(result))
+    while not ends:
+        settle(loop)
+        clock.advance(0.1)
+    return ends[0]
+
+
+def test_a_peer_hears_noise(loop, clock, pair):
+    peer, far = pair
+    run_with_time(loop, clock, peer.expect_silence())
+    far.sendall(b"hello")
+    assert fails(loop, clock, peer.expect_silence()) == "5 bytes came that nobody had sent: 68 65 6c 6c 6f"
+
+
+def test_a_peer_reads_eof_and_nothing_before_it(loop, clock, pair):
+    peer, far = pair
+    assert fails(loop, clock, peer.expect_eof()) == "no EOF came back within 1.00 s of ours"
+    far.sendall(b"x")
+    assert fails(loop, clock, peer.expect_eof()) == "1 byte more came back than was sent: 78"
+    far.shutdown(socket.SHUT_WR)
+    run(loop, peer.expect_eof())
+    peer.send_eof()
+    assert far.recv(10) == b""
+
+
+def test_a_peer_that_is_reset_before_its_eof_says_so(loop, clock, pair):
+    peer, _ = pair
+    peer.close()
+    peer.close()
+    with pytest.raises(Failed, match="before our EOF"):
+        peer.send_eof()
+
+
+def test_waking_up_for_nothing_is_no_end(loop, pair, monkeypatch):
+    peer, far = pair
+
+    class Busy:
+        """A socket that first would block."""
+
+        def __init__(self, sock):
+            self.sock, self.calls = sock, 0
+
+        def fileno(self):
+            return self.sock.fileno()
+
+        def __getattr__(self, name):
+            self.calls += 1
+            if self.calls <= 2:
+                raise BlockingIOError
+            return getattr(self.sock, name)
+
+    peer.sock = Busy(peer.sock)
+    far.sendall(b"hello")
+    run(loop, peer.exchange(b"hello", b"hello"))
+
+
+# Judging
+
+
+@pytest.fixture
+def server(loop):
+    server = EchoServer(loop, listen([LOCALHOST], 0))
+    yield server
+    server.close()
+    settle(loop)
+
+
+def outcomes(loop, clock, addresses, *bodies):
+    told, done = [], []
+    cases = [Case(body.__name__, "it", "that", body) for body in bodies]
+    check = Check(loop, addresses, cases, told=told.append, done=lambda: done.append(1), patience=1.0)
+    while not done:
+        settle(loop)
+        clock.advance(0.05)
+    return check, {outcome.case.name: (outcome.status, outcome.seen) for outcome in told}
+
+
+async def good(check):
+    await (await check.connect()).echo(check.text(10))
+
+
+def test_cases_are_judged_one_after_the_other(loop, clock, server):
+    async def bad(check):
+        raise Failed("so")
+
+    async def elsewhere(check):
+        raise Skipped("not here")
+
+    async def late(check):
+        peer = await check.connect()
+        await peer.echo(b"hello")
+        await check.together(check.sleep(1000), check.sleep(1000))
+
+    _, told = outcomes(loop, clock, server.addresses, good, bad, elsewhere, late, good)
+    assert told == {
+        "good": (PASSED, ""),
+        "bad": (FAILED, "so"),
+        "elsewhere": (SKIPPED, "not here"),
+        "late": (FAILED, f"not done within {LIMIT:.1f} s: 0 of 5 bytes sent had come back (0.5 B/s)"),
+    }
+
+
+def test_what_cannot_be_reached_any_more_is_skipped(loop, clock, server):
+    async def kills(check):
+        await check.connect()
+        server.close()
+        raise Failed("it died")
+
+    _, told = outcomes(loop, clock, server.addresses, good, kills, good.__class__(good.__code__, globals(), "after"))
+    assert told["kills"] == (FAILED, "it died")
+    assert told["after"][0] == SKIPPED
+    assert "connection refused" in told["after"][1]
+
+
+def test_what_never_could_be_reached_fails_once(loop, clock, server):
+    server.close()
+    _, told = outcomes(loop, clock, server.addresses, good, good.__class__(good.__code__, globals(), "after"))
+    assert list(told) == ["good"]
+    assert told["good"][0] == FAILED
+
+
+def test_a_bug_in_a_case_is_no_verdict(loop, clock, server, caplog):
+    async def buggy(check):
+        raise ZeroDivisionError
+
+    told = []
+    check = Check(
+        loop, server.addresses, [Case("buggy", "", "", buggy)], told=told.append, done=lambda: None, patience=1.0
+    )
+    settle(loop)
+    assert "ZeroDivisionError" in caplog.text
+    assert not told
+    check.stop()
+    settle(loop)
+
+
+def test_stopping_leaves_nothing_behind(loop, clock, server):
+    async def long(check):
+        await check.connect()
+        await check.sleep(1000)
+
+    done = []
+    check = Check(
+        loop,
+        server.addresses,
+        [Case("long", "", "", long)],
+        told=done.append,
+        done=lambda: done.append(1),
+        patience=1.0,
+    )
+    run_until(loop, lambda: server.connections)
+    check.stop()
+    settle(loop)
+    assert done == [1]
+    check.stop()
+
+
+def test_texts_are_all_different_and_survive_terminals():
+    with EventLoop() as loop:
+        check = Check(loop, [], [], told=print, done=lambda: None, patience=1.0)
+        texts = [check.text(50) for _ in range(100)]
+        assert len(set(texts)) == 100
+        assert all(re.fullmatch(rb"[A-Za-z0-9_-]{50}", text) for text in texts)
+
+
+def test_names_of_cases_are_unlike_and_each_says_what_it_proves():
+    assert len({case.name for case in CASES}) == len(CASES) > 15
+    assert all(case.proves and case.usually and re.fullmatch(r"[a-z-]+", case.name) for case in CASES)
+
+
+# The command
+
+QUICK = ("--check-only", "basic", "--check-only", "every-byte")
+
+
+def test_the_command_tells_tap(capsys):
+    assert command.main(["--loopback", *QUICK]) == OK
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["TAP version 13", "1..2"]
+    assert re.fullmatch(r"ok      1 - basic +\S+ \wm?s  What is sent comes back", lines[2])
+    assert re.fullmatch(r"# 2 of 2 cases passed, in \S+ \wm?s: itself \(--loopback\)", lines[4])
+
+
+def test_the_list_of_cases(capsys):
+    assert command.main(["--check-list"]) == OK
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()] == [case.name for case in CASES]
+
+
+@pytest.fixture
+def wrong():
+    """A server that answers the wrong thing, and goes once `every-byte` has come."""
+    listener = socket.create_server((LOCALHOST, 0))
+
+    def serve() -> None:
+        for last in (False, True):
+            sock, _ = listener.accept()
+            if last:
+                listener.close()
+            with sock:
+                sock.sendall(sock.recv(65536).swapcase())
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield "{}:{}".format(*listener.getsockname())
+    thread.join()
+
+
+def test_failures_are_told_with_what_was_seen_and_why(wrong, capsys):
+    assert command.main([wrong, *QUICK, "--check-only", "burst"]) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"not ok  1 - basic .*\n  ---\n  seen: >\n    byte 1 of the echo is wrong:.*", out)
+    assert "  usually: >\n    something else listens there" in out
+    assert re.search(r"ok      3 - burst .* # SKIP cannot connect to .*connection refused", out)
+    assert "# 0 of 3 cases passed, 2 failed, 1 skipped, in" in out
+
+
+def test_failures_in_colour(wrong, capsys, monkeypatch):
+    monkeypatch.setattr("echopair.cli.checking.wants_colour", lambda _stream: True)
+    assert command.main([wrong, *QUICK]) == 1
+    assert "\x1b[1;31mnot ok  1\x1b[m - basic" in capsys.readouterr().out
+
+
+def test_the_outcome_as_json_and_for_junit(wrong, capsys, tmp_path):
+    path = tmp_path / "outcome.xml"
+    assert command.main([wrong, *QUICK, "--check-only", "burst", "--json", "--junit", str(path)]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert (document["program"], document["target"], document["exit_status"]) == ("echo-client --check", wrong, 1)
+    assert [(each["name"], each["status"]) for each in document["checks"]] == [
+        ("basic", "failed"),
+        ("every-byte", "failed"),
+        ("burst", "skipped"),
+    ]
+    suite = Xml.parse(path).getroot()
+    assert suite.attrib["failures"] == "2"
+    assert suite.attrib["skipped"] == "1"
+    assert [case.attrib["name"] for case in suite] == ["basic", "every-byte", "burst"]
+    assert suite[0][0].attrib["message"] == document["checks"][0]["seen"]
+    assert suite[2][0].tag == "skipped"
+
+
+def test_nobody_there_is_one_failure_and_the_rest_is_not_run(capsys):
+    with socket.socket() as nobody:
+        nobody.bind((LOCALHOST, 0))
+        assert command.main([f"{LOCALHOST}:{nobody.getsockname()[1]}", *QUICK]) == 1
+    out = capsys.readouterr().out
+    assert "cannot connect to" in out
+    assert "usually" not in out
+    assert "# 0 of 2 cases passed, 1 failed, 1 not run, in" in out
+
+
+@pytest.mark.parametrize("json_", [True, False])
+def test_a_name_without_an_address_is_one_line(capsys, json_):
+    assert command.main(["no.such.name.invalid:7", *QUICK, *["--json"] * json_]) == 1
+    out, err = capsys.readouterr()
+    assert "cannot resolve 'no.such.name.invalid'" in err
+    assert err.count("\n") == 1
+    if json_:
+        assert json.loads(out)["checks"] == []
+
+
+@pytest.mark.parametrize(("signum", "status"), [(2, INTERRUPTED), (15, TERMINATED)])
+def test_a_signal_ends_the_check_and_what_is_known_is_told(capsys, monkeypatch, signum, status):
+    import signal
+
+    async def interrupt(check):
+        signal.raise_signal(signum)
+        await check.sleep(1000)
+
+    cases = [Case("good", "", "", good), Case("interrupt", "", "", interrupt), Case("after", "", "", good)]
+    monkeypatch.setattr("echopair.cli.checking.CASES", cases)
+    assert command.main(["--loopback", "--check", "--json"]) == status
+    document = json.loads(capsys.readouterr().out)
+    assert document["exit_status"] == status
+    assert [each["name"] for each in document["checks"]] == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        (["--check-only", "half-closed"], "there is no case 'half-closed' (did you mean half-close?)"),
+        (["--check-only", "zzz"], "there is no case 'zzz' (--check-list says which there are)"),
+        (["--check", "-n", "5"], "--check says itself what is sent: leave out -n"),
+        (["--check", "-m", "hi", "-c", "2", "-"], "leave out -m, -, -c"),
+        (["--check", "--junit", "/nowhere/file"], "--junit: cannot write /nowhere/file"),
+    ],
+)
+def test_what_makes_no_sense_with_a_check_is_usage(capsys, argv, complaint):
+    assert command.main(argv) == USAGE
+    assert complaint in capsys.readouterr().err
