@@ -206,6 +206,14 @@ def test_a_broken_server_fails_the_cases_that_it_promises_and_no_other(outcomes,
     assert all(case["usually"] for case in document["checks"] if case["status"] == "failed")
 
 
+def test_the_story_tells_of_every_broken_server_and_every_case_catches_one(outcomes):
+    story = (BROKEN / "README.md").read_text()
+    assert set(re.findall(r"\]\((\w+)\.py\)", story)) == set(GALLERY)
+    caught = {name for path in GALLERY.values() for name in promised(path)}
+    known = {case["name"] for case in outcomes["asyncio"].result()["checks"]}
+    assert known - caught == {"both-families"}  # which takes a name of two addresses
+
+
 @pytest.mark.parametrize("name", ["asyncio", "socat", "haproxy"])
 def test_a_foreign_server_or_proxy_passes_every_case(outcomes, name):
     if name not in outcomes:
