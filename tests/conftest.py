@@ -55,3 +55,8 @@ def _logging_as_it_was() -> Iterator[None]:
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.raiseExceptions = complains
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", type=float, default=2.0, help="seconds of each soak (test_chaos.py)")
+    parser.addoption("--soak-seed", type=int, help="of its chance")

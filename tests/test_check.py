@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 import socket
+import subprocess
+import sys
 import threading
 from xml.etree import ElementTree as Xml
 
 import pytest
 
 from echopair.address import listen
+from echopair.check import cases
 from echopair.check.cases import CASES
 from echopair.check.peer import Failed, Peer
 from echopair.check.run import FAILED, LIMIT, PASSED, SKIPPED, Case, Check, Skipped
@@ -19,7 +22,8 @@ from echopair.cli import client as command
 from echopair.cli.command import INTERRUPTED, OK, TERMINATED, USAGE
 from echopair.loop import READ, WRITE, EventLoop
 from echopair.server import EchoServer
-from helpers import LOCALHOST, run_until, settle, small_pair
+from helpers import HUNG, LOCALHOST, run_until, settle, small_pair
+from test_address import needs_ipv6
 
 
 def run(loop: EventLoop, body):
@@ -256,10 +260,10 @@ def server(loop):
     settle(loop)
 
 
-def outcomes(loop, clock, addresses, *bodies):
+def outcomes(loop, clock, addresses, *bodies, patience=1.0):
     told, done = [], []
-    cases = [Case(body.__name__, "it", "that", body) for body in bodies]
-    check = Check(loop, addresses, cases, told=told.append, done=lambda: done.append(1), patience=1.0)
+    some = [Case(body.__name__, "it", "that", body) for body in bodies]
+    check = Check(loop, addresses, some, told=told.append, done=lambda: done.append(1), patience=patience)
     while not done:
         settle(loop)
         clock.advance(0.05)
@@ -308,6 +312,51 @@ def test_what_never_could_be_reached_fails_once(loop, clock, server):
     _, told = outcomes(loop, clock, server.addresses, good, good.__class__(good.__code__, globals(), "after"))
     assert list(told) == ["good"]
     assert told["good"][0] == FAILED
+
+
+@needs_ipv6
+def test_each_family_of_a_name_has_to_be_served(loop, clock):
+    both = EchoServer(loop, listen([LOCALHOST, "::1"], 0))
+    addresses = both.addresses
+    assert outcomes(loop, clock, addresses, cases.both_families)[1]["both_families"] == (PASSED, "")
+    status, seen = outcomes(loop, clock, addresses[:1], cases.both_families)[1]["both_families"]
+    assert (status, seen) == (SKIPPED, "there are addresses of IPv4 only")
+    both.close()
+    settle(loop)
+    one = EchoServer(loop, listen([LOCALHOST], addresses[0][1][1]))
+    status, seen = outcomes(loop, clock, addresses, good, cases.both_families)[1]["both_families"]
+    assert status == FAILED
+    assert re.fullmatch(r"cannot connect to \[::1\]:\d+: connection refused .*", seen)
+    one.close()
+    settle(loop)
+
+
+def test_a_family_that_echoes_wrongly_is_named(loop, clock):
+    class Wrong(EchoServer):
+        def data_received(self, connection, data):
+            connection.send(data.swapcase())
+
+    server = Wrong(loop, listen([LOCALHOST], 0))
+    (address,) = server.addresses
+    addresses = [address, (socket.AF_INET6, address[1])]  # the second is never come to
+    status, seen = outcomes(loop, clock, addresses, cases.both_families)[1]["both_families"]
+    assert (status, seen.split(": ")[0]) == (FAILED, f"127.0.0.1:{address[1][1]}")
+    server.close()
+    settle(loop)
+
+
+def test_a_neighbour_that_is_served_late_is_noticed(loop, clock):
+    class Late(EchoServer):
+        def data_received(self, connection, data):
+            loop.call_later(1.5, lambda: connection.send(data))
+
+    server = Late(loop, listen([LOCALHOST], 0))
+    _, told = outcomes(loop, clock, server.addresses, cases.slow_neighbour, patience=5.0)
+    status, seen = told["slow_neighbour"]
+    assert status == FAILED
+    assert re.fullmatch(r"an echo to another peer took 1\.\d+ s meanwhile", seen)
+    server.close()
+    settle(loop)
 
 
 def test_a_bug_in_a_case_is_no_verdict(loop, clock, server, caplog):
@@ -430,6 +479,27 @@ def test_the_outcome_as_json_and_for_junit(wrong, capsys, tmp_path):
     assert suite[2][0].tag == "skipped"
 
 
+def test_a_pass_for_junit(capsys, tmp_path):
+    path = tmp_path / "outcome.xml"
+    assert command.main(["--loopback", *QUICK, "--junit", str(path)]) == OK
+    suite = Xml.parse(path).getroot()
+    assert [len(case) for case in suite] == [0, 0]
+    assert (suite.attrib["tests"], suite.attrib["failures"]) == ("2", "0")
+
+
+def test_a_check_that_nobody_reads_ends_at_once():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "echopair", "client", "--loopback", "--check"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=HUNG,
+            check=False,
+        )
+    assert done.returncode == 1
+
+
 def test_nobody_there_is_one_failure_and_the_rest_is_not_run(capsys):
     with socket.socket() as nobody:
         nobody.bind((LOCALHOST, 0))
@@ -458,8 +528,8 @@ def test_a_signal_ends_the_check_and_what_is_known_is_told(capsys, monkeypatch, 
         signal.raise_signal(signum)
         await check.sleep(1000)
 
-    cases = [Case("good", "", "", good), Case("interrupt", "", "", interrupt), Case("after", "", "", good)]
-    monkeypatch.setattr("echopair.cli.checking.CASES", cases)
+    some = [Case("good", "", "", good), Case("interrupt", "", "", interrupt), Case("after", "", "", good)]
+    monkeypatch.setattr("echopair.cli.checking.CASES", some)
     assert command.main(["--loopback", "--check", "--json"]) == status
     document = json.loads(capsys.readouterr().out)
     assert document["exit_status"] == status

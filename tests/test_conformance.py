@@ -73,7 +73,10 @@ listen echo
 FAULTS = {  # what is asked for; the case that names it; what it says
     "--delay=100ms": ("latency", r"a lone one took 1\d\d ms, and making a connection"),
     "--delay=5ms:80,200ms:20": ("latency", r"a lone one took \S+ ms mostly, but \d+ of 60 took 2\d\d ms"),
-    "--throttle=100K": ("burst", r"not done within 10.0 s: .* of 4,194,304 bytes sent had come back \(9\d\.\d KiB/s\)"),
+    "--throttle=100K": (
+        "burst",
+        r"not done within 10.0 s: .* of 4,\d+,\d+ bytes sent had come back \((9\d\.\d|10\d) KiB/s\)",
+    ),
     "--corrupt-rate=0.001%": ("burst", r"byte [\d,]+ of the echo is wrong: .* \(one bit flipped\)"),
     "--drop-rate=0.001%": ("burst", r"byte [\d,]+ of the echo is wrong: .* \(1 byte lost\)"),
     "--duplicate-rate=0.001%": ("burst", r"byte [\d,]+ of the echo is wrong: .* \(1 byte inserted or repeated\)"),

@@ -8,7 +8,7 @@ import json
 import sys
 import textwrap
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +16,7 @@ from echopair import __version__
 from echopair.address import Address, AddressError, format_address
 from echopair.check.cases import CASES
 from echopair.check.run import FAILED as NOT_OK
-from echopair.check.run import PASSED, SKIPPED, Check, Outcome
+from echopair.check.run import PASSED, SKIPPED, Case, Check, Outcome
 from echopair.cli.command import FAILED, OK, Output, columns, complain, wants_colour
 from echopair.cli.reaching import Reach
 from echopair.cli.results import ResultFile
@@ -41,24 +41,50 @@ def check(args: argparse.Namespace, output: Output) -> int:
     """Run the cases that were asked for, tell what came of them, and return the exit status."""
     cases = [case for case in CASES if not args.check_only or case.name in args.check_only]
     junit = ResultFile("--junit", args.junit) if args.junit is not None else None
+    tap = None if args.json else _Tap(output, len(cases))
     outcomes: list[Outcome] = []
-    tell = _Tap(output, len(cases)).tell if not args.json else lambda _outcome: None
-    started, began = time.time(), time.monotonic()
-    running: Check | None = None
+
+    def told(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        if tap:
+            tap.tell(outcome)
+
+    started, began = datetime.now(UTC).replace(tzinfo=None), time.monotonic()
+    interrupted = _run(args, output, cases, told)
+    well = len(outcomes) == len(cases) and not any(each.status == NOT_OK for each in outcomes)
+    status = interrupted or (OK if well else FAILED)
+    document = {
+        "schema_version": 1,
+        "program": "echo-client --check",
+        "version": __version__,
+        "target": "itself (--loopback)" if args.loopback else format_address((args.host, args.port)),
+        "started_at": f"{started.isoformat(timespec='milliseconds')}Z",
+        "duration_s": round(time.monotonic() - began, 6),
+        "exit_status": status,
+        "checks": [_entry(outcome) for outcome in outcomes],
+    }
+    if junit:
+        status = max(status, junit.write(_junit(document)))
+    output.text(_summary(document, len(cases)) if tap else json.dumps(document, allow_nan=False) + "\n")
+    return status
+
+
+def _run(args: argparse.Namespace, output: Output, cases: Sequence[Case], told: Callable[[Outcome], object]) -> int:
+    """Run the cases to the end, or to a signal; return the exit status of that, or 0."""
+    checks: list[Check] = []
+    patience = PATIENCE if args.timeout == TIMEOUT else args.timeout
     with EventLoop() as loop:
         reach = Reach(loop, args)
 
         def begin(addresses: list[Address]) -> None:
-            def told(outcome: Outcome) -> None:
-                outcomes.append(outcome)
-                tell(outcome)
-
-            patience = PATIENCE if args.timeout == TIMEOUT else args.timeout
-            nonlocal running
-            running = Check(loop, addresses, cases, told=told, done=reach.done, patience=patience, seed=args.seed or 0)
+            checks.append(
+                Check(loop, addresses, cases, told=told, done=reach.done, patience=patience, seed=args.seed or 0)
+            )
+            if output.failure:
+                stop()
 
         def stop() -> None:
-            if running:
+            for running in checks:
                 running.stop()
 
         output.failed = stop
@@ -68,26 +94,7 @@ def check(args: argparse.Namespace, output: Output) -> int:
             if not args.json:
                 raise
             complain("echo-client", str(error), FAILED)
-    well = bool(outcomes) and len(outcomes) == len(cases) and not any(each.status == NOT_OK for each in outcomes)
-    document = {
-        "schema_version": 1,
-        "program": "echo-client --check",
-        "version": __version__,
-        "target": "itself (--loopback)" if args.loopback else format_address((args.host, args.port)),
-        "started_at": datetime.fromtimestamp(started, UTC).replace(tzinfo=None).isoformat(timespec="milliseconds")
-        + "Z",
-        "duration_s": round(time.monotonic() - began, 6),
-        "exit_status": reach.status or (OK if well else FAILED),
-        "checks": [_entry(outcome) for outcome in outcomes],
-    }
-    status: int = document["exit_status"]  # type: ignore[assignment]
-    if junit:
-        status = max(status, junit.write(_junit(document)))
-    if args.json:
-        output.text(json.dumps(document, allow_nan=False) + "\n")
-    else:
-        output.text(_summary(document, len(cases)))
-    return status
+        return reach.status
 
 
 def unknown_case(names: Iterable[str]) -> str:

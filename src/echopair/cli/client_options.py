@@ -23,7 +23,7 @@ examples:
   echo-client -c 50 -n 100k -s 4K     100,000 messages of 4 KiB, 50 connections
   echo-client -c 50 -d 10s -r 20k     20,000 messages/s for 10 s: honest latency
   echo-client -d 5s --fail-if 'p99>20ms' --report run.html
-  echo-client --check [::1]:7         conformance: named cases, each pass or fail
+  echo-client --check [::1]:7         conformance: named cases, pass or fail
   echo-client [::1]:7 - <in >out      send a file, write what comes back
   echo-client --loopback --conns 2    serve myself: no server needed"""
 

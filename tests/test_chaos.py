@@ -1,0 +1,294 @@
+"""A soak: peers that do everything that peers do, all at once, by chance; and at the end the ledger has to balance.
+
+Chance is seeded, and a failure says by what: `pytest tests/test_chaos.py --soak 600 --soak-seed 7` goes on for
+longer, and again. What was sent and promised to be read has come back, in order, once; what was cut short came back
+as far as it came; no descriptor, timer, process or memory is left.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import gc
+import os
+import random
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from random import Random
+
+import pytest
+
+from echopair.address import listen
+from echopair.check.peer import Failed, Peer
+from echopair.check.script import Script, sleep
+from echopair.connection import MAX_BUFFER
+from echopair.loop import EventLoop
+from echopair.server import EchoServer
+from echopair.server.drain import Drain
+from echopair.server.faults import Faults, FaultyEchoServer
+from helpers import HUNG, LOCALHOST, descriptors, run_client, run_until, running_server
+from test_cli_workers import children, gone
+
+PEERS = 40  # at once
+DATA = Random(11).randbytes(1 << 22)
+SHORT = 12  # descriptors left to the server in a shortage
+
+pytestmark = pytest.mark.soak
+
+
+@pytest.fixture
+def seconds(request: pytest.FixtureRequest) -> float:
+    return request.config.getoption("--soak")
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> Random:
+    seed = request.config.getoption("--soak-seed")
+    seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
+    print(f"chance is that of --soak-seed {seed}")  # pytest shows it where a test fails
+    return Random(seed)
+
+
+class Ledger(EchoServer):
+    """Our server, whose books are looked at whenever a connection ends."""
+
+    def connection_lost(self, connection, error) -> None:
+        assert connection.bytes_sent <= connection.bytes_received
+        if error is None:
+            assert connection.bytes_sent == connection.bytes_received
+        super().connection_lost(connection, error)
+
+
+class Chaos:
+    """Peers on the server's own loop, `PEERS` at a time, each with a life of its own."""
+
+    def __init__(self, loop: EventLoop, server: EchoServer, chance: Random, *, gentle: bool = False) -> None:
+        self.loop, self.server, self.chance = loop, server, chance
+        self.lives = [self.whole, self.slow] if gentle else [self.whole, self.slow, self.cut, self.vanish, self.deaf]
+        self.running: set[Script] = set()
+        self.ended = dict.fromkeys(("whole", "slow", "cut", "vanish", "deaf", "refused"), 0)
+        self.failures: list[Exception] = []
+        self.sent = self.received = 0
+
+    def run(self, until: float) -> None:
+        while time.monotonic() < until and not self.failures:
+            while len(self.running) < PEERS:
+                self._begin()
+            self.loop.run_once(0.1)
+        run_until(self.loop, lambda: not self.running)
+        assert not self.failures, self.failures[0]
+
+    def _begin(self) -> None:
+        def done(_result: None, error: Exception | None) -> None:
+            self.running.discard(script)
+            sock.close()
+            if error:
+                self.failures.append(error)
+
+        try:
+            sock = socket.create_connection(self.server.addresses[0][1])
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            self.ended["refused"] += 1
+            self.loop.run_once(0.001)
+            return
+        sock.setblocking(False)
+        life = self.chance.choice(self.lives)
+        script = Script(self.loop, life(Peer(self.loop, sock, HUNG, lambda _doing: None)), done)
+        self.running.add(script)
+
+    def _some(self, most: int = 1 << 20) -> bytes:
+        """A stretch of the data: mostly small, sometimes large."""
+        length = int(most ** self.chance.random())
+        start = self.chance.randrange(len(DATA) - length)
+        return DATA[start : start + length]
+
+    async def whole(self, peer: Peer) -> None:
+        """Send and read as fast as it goes, then half-close, and read to the end."""
+        for _ in range(self.chance.randrange(5)):
+            data = self._some()
+            await self.echo(peer, data)
+        peer.send_eof()
+        await self.eof(peer)
+        self.ended["whole"] += 1
+
+    async def slow(self, peer: Peer) -> None:
+        """Send much, half-close, and read that slowly."""
+        peer.buffer(128 * 1024)
+        data = DATA[: self.chance.randrange(1 << 22)]
+        sent = await peer.send_until_full(data)
+        peer.send_eof()
+        await sleep(self.loop, self.chance.random() / 10)
+        await self.read(peer, data[:sent])
+        await self.eof(peer)
+        self.ended["slow"] += 1
+
+    async def cut(self, peer: Peer) -> None:
+        """Send, read a part, which is the first one, and reset the connection."""
+        data = self._some()
+        await peer.send_until_full(data[: 1 << 18])
+        part = data[: self.chance.randrange(len(data[: 1 << 18]) + 1)]
+        await peer.expect(part)
+        peer.reset()
+        self.ended["cut"] += 1
+
+    async def vanish(self, peer: Peer) -> None:
+        """Close at once, with or without having sent something."""
+        if self.chance.random() < 0.5:
+            await peer.send_until_full(self._some(10_000))
+        peer.close()
+        self.ended["vanish"] += 1
+
+    async def deaf(self, peer: Peer) -> None:
+        """Send and never read."""
+        peer.buffer(128 * 1024)
+        await peer.send_until_full(DATA)
+        await sleep(self.loop, self.chance.random() / 10)
+        peer.close()
+        self.ended["deaf"] += 1
+
+    async def echo(self, peer: Peer, data: bytes) -> None:
+        await peer.echo(data)
+        self.sent += len(data)
+
+    async def read(self, peer: Peer, data: bytes) -> None:
+        await peer.expect_slowly(data, self.chance.randrange(1 << 14, 1 << 18), self.chance.random() / 1000)
+        self.sent += len(data)
+
+    async def eof(self, peer: Peer) -> None:
+        await peer.expect_eof()
+
+
+def memory() -> int:
+    """Bytes of this process's own memory (proc(5), statm), without what malloc keeps for later (malloc_trim(3))."""
+    gc.collect()
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def end(loop: EventLoop, server: EchoServer) -> None:
+    """Drain the server, and see that it leaves nothing behind."""
+    done = []
+    Drain(loop, server, HUNG, lambda: done.append(1))
+    run_until(loop, lambda: done)
+    loop.run_once(0)
+    assert not server.connections
+    assert len(loop._selector.get_map()) == 1  # its own wake-up
+    assert not [timer for _, _, timer in loop._timers if timer.callback]
+
+
+@pytest.mark.parametrize("zero_copy", [True, False])
+def test_peers_of_every_kind_leave_the_ledger_balanced_and_nothing_behind(seconds, chance, zero_copy):
+    with EventLoop() as loop:
+        server = Ledger(loop, listen([LOCALHOST], 0), zero_copy=zero_copy)
+        chaos = Chaos(loop, server, chance)
+        began = time.monotonic()
+        chaos.run(began + seconds / 3)
+        before, held = descriptors(), memory()
+        chaos.run(began + seconds)
+        run_until(loop, lambda: not server.connections)
+        assert memory() < held + 32 * MAX_BUFFER
+        assert descriptors() <= before + 3 * 16  # spare pipes
+        end(loop, server)
+        assert min(number for life, number in chaos.ended.items() if life != "refused") > 0
+        assert server.bytes_received >= server.bytes_sent >= chaos.sent
+
+
+def test_a_shortage_of_descriptors_costs_nobody_a_byte(seconds, chance):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with EventLoop() as loop:
+        server = Ledger(loop, listen([LOCALHOST], 0))
+        chaos = Chaos(loop, server, chance)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + PEERS + SHORT, hard))
+        try:
+            chaos.run(time.monotonic() + seconds)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        end(loop, server)
+        assert chaos.ended["refused"] > 0
+        assert chaos.ended["whole"] > 0
+
+
+class Spoilt(Chaos):
+    """Peers that read all there is, whatever it is, and count."""
+
+    async def echo(self, peer: Peer, data: bytes) -> None:
+        await peer.send(data[:65536])
+        self.sent += len(data[:65536])
+
+    async def read(self, peer: Peer, data: bytes) -> None:
+        self.sent += len(data)
+
+    async def eof(self, peer: Peer) -> None:
+        while True:
+            with suppress(BlockingIOError):
+                data = peer.sock.recv(1 << 20)
+                self.received += len(data)
+                if not data:
+                    return
+            await sleep(self.loop, 0.001)
+
+
+def test_what_faults_take_and_add_is_what_they_report(seconds, chance):
+    faults = Faults(
+        drop_rate=1e-4,
+        duplicate_rate=1e-4,
+        corrupt_rate=1e-4,
+        delay=((0.001, 50), (0.01, 50)),
+        seed=chance.randrange(1 << 32),
+    )
+    with EventLoop() as loop:
+        server = FaultyEchoServer(loop, listen([LOCALHOST], 0), faults=faults)
+        chaos = Spoilt(loop, server, chance, gentle=True)
+        chaos.run(time.monotonic() + seconds)
+        run_until(loop, lambda: not server.connections)
+        end(loop, server)
+        assert server.dropped > 0
+        assert server.duplicated > 0
+        assert server.bytes_received == chaos.sent
+        assert server.bytes_sent == chaos.received == chaos.sent - server.dropped + server.duplicated
+
+
+def test_workers_that_are_killed_lose_connections_and_never_a_byte_of_others(seconds, chance):
+    with running_server("-q", "--workers", "2") as (server, port):
+        command = [sys.executable, "-m", "echopair", "client", f"{LOCALHOST}:{port}", "-c", "20", "-d", f"{seconds}s"]
+        client = subprocess.Popen([*command, "--reconnect-every", "50"], stdout=subprocess.PIPE, text=True)
+        until, killed = time.monotonic() + seconds * 0.8, 0
+        while time.monotonic() < until:
+            time.sleep(chance.random())
+            for process in children(server)[:1]:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+                    killed += 1
+        report, _ = client.communicate(timeout=HUNG + seconds)
+        assert killed > 0
+        assert not {"mismatch", "extra"} & set(report.split()), report
+        assert "messages/s" in report
+        time.sleep(0.2)  # the last one that was killed is replaced after 0.1 s
+        assert run_client(f"{LOCALHOST}:{port}", "-c", "20", "-n", "2000").returncode == 0
+        workers = children(server)
+        server.terminate()
+        assert server.wait(HUNG) == 0
+        server.communicate()
+        assert all(gone(process) for process in workers)
+
+
+def test_a_wrong_byte_would_be_found(chance):
+    """The peers of this soak do look: a server with a fault does not pass."""
+    with EventLoop() as loop:
+        server = FaultyEchoServer(loop, listen([LOCALHOST], 0), faults=Faults(corrupt_rate=1e-5))
+        chaos = Chaos(loop, server, chance, gentle=True)
+        with pytest.raises(AssertionError, match="of the echo is wrong"):
+            chaos.run(time.monotonic() + HUNG)
+        for script in chaos.running:
+            script.cancel()
+        end(loop, server)
+        assert isinstance(chaos.failures[0], Failed)
