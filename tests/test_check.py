@@ -226,6 +226,20 @@ def test_a_peer_that_is_reset_before_its_eof_says_so(loop, clock, pair):
         peer.send_eof()
 
 
+def test_options_that_a_system_refuses_are_an_end(loop, pair, monkeypatch):
+    peer, _ = pair
+    peer.close()
+    with pytest.raises(Failed, match="bad file descriptor after 0 of 0 bytes"):
+        peer.buffer(1000)
+
+
+def test_what_is_sent_apart_and_not_taken_is_an_end(loop, clock, pair):
+    peer, _ = pair
+    run_with_time(loop, clock, peer.send_until_full(bytes(1 << 20)))
+    with pytest.raises(Failed, match="not even a byte was taken"):
+        peer.send_apart(bytes(1 << 20))
+
+
 def test_waking_up_for_nothing_is_no_end(loop, pair, monkeypatch):
     peer, far = pair
 
@@ -359,18 +373,59 @@ def test_a_neighbour_that_is_served_late_is_noticed(loop, clock):
     settle(loop)
 
 
-def test_a_bug_in_a_case_is_no_verdict(loop, clock, server, caplog):
+def test_a_bug_in_a_case_is_told_and_the_rest_is_run(loop, clock, server, caplog):
     async def buggy(check):
         raise ZeroDivisionError
 
-    told = []
+    _, told = outcomes(loop, clock, server.addresses, buggy, good)
+    assert told == {"buggy": (FAILED, "a bug in the check itself: ZeroDivisionError()"), "good": (PASSED, "")}
+    assert "a case of the check has a bug" in caplog.text
+
+
+def test_a_server_that_dies_between_two_cases_fails_the_one_that_finds_out(loop, clock, server):
+    async def last(check):
+        await good(check)
+        server.close()
+
+    async def after(check):
+        await good(check)
+
+    async def later(check):
+        await good(check)
+
+    _, told = outcomes(loop, clock, server.addresses, last, after, later)
+    assert told["last"] == (PASSED, "")
+    assert told["after"][0] == FAILED
+    assert told["after"][1].endswith("the case before, last, was the last that was served")
+    assert told["later"][0] == SKIPPED
+
+
+def test_a_service_that_comes_up_is_waited_for(loop, clock):
+    (listener,) = listen([LOCALHOST], 0)
+    address = (listener.family, listener.getsockname())
+    listener.close()
+    told, servers = [], []
     check = Check(
-        loop, server.addresses, [Case("buggy", "", "", buggy)], told=told.append, done=lambda: None, patience=1.0
+        loop, [address], [Case("good", "", "", good)], told=told.append, done=lambda: None, patience=1.0, wait=20.0
     )
+    for step in range(400):
+        settle(loop)
+        clock.advance(0.05)
+        if step == 300:  # later than any case may take
+            servers.append(EchoServer(loop, listen([LOCALHOST], address[1][1])))
+    assert [outcome.status for outcome in told] == [PASSED]
+    servers[0].close()
     settle(loop)
-    assert "ZeroDivisionError" in caplog.text
-    assert not told
     check.stop()
+
+
+def test_a_long_path_has_fewer_rounds_and_more_time(loop):
+    check = Check(loop, [], [], told=print, done=lambda: None, patience=1.0)
+    assert check.rounds(60) == 60
+    check.round_trip = 0.1
+    assert check.rounds(60) == 30
+    check.round_trip = 10.0
+    assert check.rounds(60) == 5
     settle(loop)
 
 
@@ -451,6 +506,7 @@ def test_failures_are_told_with_what_was_seen_and_why(wrong, capsys):
     out = capsys.readouterr().out
     assert re.search(r"not ok  1 - basic .*\n  ---\n  seen: >\n    byte 1 of the echo is wrong:.*", out)
     assert "  usually: >\n    something else listens there" in out
+    assert "  usually: >\n    what made basic fail" in out
     assert re.search(r"ok      3 - burst .* # SKIP cannot connect to .*connection refused", out)
     assert "# 0 of 3 cases passed, 2 failed, 1 skipped, in" in out
 
@@ -500,6 +556,42 @@ def test_a_check_that_nobody_reads_ends_at_once():
     assert done.returncode == 1
 
 
+def test_what_was_not_run_is_an_error_for_junit_even_if_nothing_could_be(capsys, tmp_path):
+    path = tmp_path / "outcome.xml"
+    assert command.main(["--host", "no.such.name.invalid\x01", *QUICK, "--junit", str(path)]) == 1
+    out, err = capsys.readouterr()
+    reason = err.removeprefix("echo-client: ").rstrip()
+    assert "cannot resolve" in reason
+    assert f"Bail out! {reason}" in out
+    suite = Xml.parse(path).getroot()
+    assert (suite.attrib["tests"], suite.attrib["errors"]) == ("2", "2")
+    assert [case[0].attrib["message"] for case in suite] == ["not run: " + reason] * 2
+
+
+def test_the_status_in_the_document_is_that_of_the_process(capsys):
+    assert command.main(["--loopback", *QUICK, "--json", "--junit", "/dev/full"]) == 1
+    assert json.loads(capsys.readouterr().out)["exit_status"] == 1
+
+
+@pytest.mark.parametrize(("options", "patience"), [([], "3.00 s"), (["--timeout", "10s"], "10.0 s")])
+def test_a_check_is_patient_for_as_long_as_it_says(monkeypatch, options, patience):
+    patiences = []
+
+    def check(loop, *_, patience, done, **__):
+        patiences.append(patience)
+        loop.call_soon(done)
+
+    monkeypatch.setattr("echopair.cli.checking.Check", check)
+    command.main(["--loopback", "--check", "--json", *options])
+    assert [f"{each:.2f}"[:4] + " s" for each in patiences] == [patience]
+
+
+def test_a_terminal_that_says_that_it_has_no_columns_is_no_reason_to_fail(wrong, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    assert command.main([wrong, *QUICK]) == 1
+    assert "not ok" in capsys.readouterr().out
+
+
 def test_nobody_there_is_one_failure_and_the_rest_is_not_run(capsys):
     with socket.socket() as nobody:
         nobody.bind((LOCALHOST, 0))
@@ -534,15 +626,17 @@ def test_a_signal_ends_the_check_and_what_is_known_is_told(capsys, monkeypatch, 
     document = json.loads(capsys.readouterr().out)
     assert document["exit_status"] == status
     assert [each["name"] for each in document["checks"]] == ["good"]
+    assert (document["not_run"], document["reason"]) == (["interrupt", "after"], "interrupted")
 
 
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [
         (["--check-only", "half-closed"], "there is no case 'half-closed' (did you mean half-close?)"),
-        (["--check-only", "zzz"], "there is no case 'zzz' (--check-list says which there are)"),
+        (["--check-only", "basic,zzz"], "there is no case 'zzz' (--check-list says which there are)"),
         (["--check", "-n", "5"], "--check says itself what is sent: leave out -n"),
         (["--check", "-m", "hi", "-c", "2", "-"], "leave out -m, -, -c"),
+        (["--check", "-w", "2", "--verify", "none"], "leave out -w, --verify"),
         (["--check", "--junit", "/nowhere/file"], "--junit: cannot write /nowhere/file"),
     ],
 )

@@ -147,9 +147,11 @@ def test_a_worker_that_dies_is_an_error_and_the_others_go_on(port):
     assert status == FAILED
     (error,) = document["errors"]
     assert (error["phase"], error["error"]) == ("worker", "died")
-    assert error["example"] == "worker 1 was ended by signal 9: what its connections did is not in this report"
+    assert error["example"] == "worker 1 was ended by signal 9: of what it did, only whole intervals are in this report"
     assert document["messages"]["echoed"] > 0
-    assert document["connections"]["attempted"] == 2
+    assert document["connections"]["attempted"] in (2, 4)
+    assert sum(interval["messages"] for interval in document["intervals"]) == document["messages"]["echoed"]
+    assert sum(interval["bytes"] for interval in document["intervals"]) == document["bytes"]["received"]
 
 
 def test_workers_end_with_their_parent(port):
@@ -171,6 +173,26 @@ def test_closing_ends_workers_that_do_not_end_themselves(port):
         load.stop()
         load.close()
         assert not any(os.path.exists(f"/proc/{process}") for process in processes)
+        assert load.tally.errors["worker", "died"].count == 2
+
+
+def test_a_worker_that_is_stopped_is_not_waited_for(port, monkeypatch):
+    monkeypatch.setattr("echopair.cli.client_workers.GRACE", 0.1)
+    with EventLoop() as loop:
+        address = (socket.AF_INET, (LOCALHOST, int(port)))
+        done = []
+
+        class Waiting(Watcher):
+            def load_done(self):
+                done.append(1)
+
+        load = SharedLoad(loop, [address], Plan(conns=2, duration=0.2, timeout=0.1, workers=2), Waiting())
+        run_until(loop, lambda: load.stage == "measuring")
+        os.kill(load._workers[0].process, signal.SIGSTOP)
+        run_until(loop, lambda: done)
+        load.close()
+        assert load.tally.errors["worker", "died"].count == 1
+        assert load.tally.established >= 1
 
 
 def test_a_worker_that_raises_is_an_error(monkeypatch, capsys, port):

@@ -127,10 +127,10 @@ def test_auto_is_one_a_processor(monkeypatch):
     assert processors() == os.cpu_count()
 
 
-def supervise(loop: EventLoop, *works, restarts: int = 0) -> Workers:
-    """Run workers in this process's loop until each has died once and `restarts` of them are running again."""
+def supervise(loop: EventLoop, *works, patience: float = float("inf")) -> Workers:
+    """Run workers in this process's loop."""
     sets = [listen([LOCALHOST], 0, shared=True) for _ in works]
-    return Workers(loop, sets, lambda listeners, lifeline: works[sets.index(listeners)](lifeline))
+    return Workers(loop, sets, lambda listeners, lifeline: works[sets.index(listeners)](lifeline), patience)
 
 
 def wait_for_the_end(lifeline: int) -> int:
@@ -180,6 +180,30 @@ def test_a_worker_that_is_past_heeding_signals_may_be_ended_by_the_second(monkey
         loop.run()
         assert workers.status == OK
         workers.close()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_worker_that_does_not_end_is_killed(monkeypatch, times):
+    def deaf(_lifeline: int) -> int:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(1)
+
+    monkeypatch.setattr(module, "HURRY", 0.05)
+    with EventLoop() as loop:
+        workers = supervise(loop, deaf, patience=0.05 if times == 1 else 1000.0)
+        until(lambda: all(ignored(process) for process in workers._running))
+        for _ in range(times):
+            loop.call_soon(workers.stop)
+        loop.run()
+        assert workers.status == FAILED
+        workers.close()
+
+
+def ignored(process: int) -> int:
+    """Whether a process ignores SIGTERM (proc(5), SigIgn)."""
+    text = Path(f"/proc/{process}/status").read_text()
+    return int(text.partition("SigIgn:")[2].split()[0], 16) & (1 << (signal.SIGTERM - 1))
 
 
 def caught(process: int) -> int:

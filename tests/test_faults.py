@@ -16,7 +16,7 @@ from echopair.cli import options
 from echopair.cli import server as command
 from echopair.cli.command import USAGE
 from echopair.server.drain import Drain
-from echopair.server.faults import SENDS_PER_TURN, UNPAID, Faults, FaultyEchoServer, Strikes
+from echopair.server.faults import ABANDONED_AFTER, SENDS_PER_TURN, UNPAID, Faults, FaultyEchoServer, Strikes
 from helpers import HUNG, LOCALHOST, run_client, run_until, running_server, settle
 
 DATA = Random(3).randbytes(20_000)
@@ -89,7 +89,7 @@ def test_a_delay_holds_bytes_back_and_eof_with_them(loop, clock, serve):
 
 
 def test_delays_are_distributed_as_asked_and_keep_the_order(loop, clock, serve):
-    _, connect = serve(delay=((0.1, 80), (0.3, 20)), seed=1)
+    _, connect = serve(delay=((0.1, 80), (0.3, 20)), seed=3)
     peer = connect()
     for number in range(20):
         peer.sendall(bytes([number]))
@@ -157,9 +157,20 @@ def test_the_same_seed_has_the_same_faults_and_connections_have_their_own(loop, 
     _, one = serve(**faults, seed=1)
     _, same = serve(**faults, seed=1)
     _, other = serve(**faults, seed=2)
+    _, cut = serve(**faults, seed=1)
     first = echoed(loop, one)
+    peer = connect_and_send_in_pieces(loop, cut)
+    assert got(loop, peer) == first
     assert first == echoed(loop, same) != echoed(loop, other)
     assert first != echoed(loop, one)
+
+
+def connect_and_send_in_pieces(loop, connect):
+    peer = connect()
+    for start in range(0, len(DATA), 999):
+        peer.sendall(DATA[start : start + 999])
+        settle(loop)
+    return peer
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.1, 0.9])
@@ -192,17 +203,21 @@ def test_a_connection_is_closed_after_so_many_bytes(loop, serve):
     assert peer.recv(10) == b""
 
 
-def test_a_connection_falls_silent_after_so_many_bytes_and_holds_no_more_than_others(loop, serve):
+def test_a_connection_falls_silent_after_so_many_bytes_and_holds_no_more_than_others(loop, clock, serve):
     server, connect = serve(stall_after=1000, reset_after=2000, max_buffer=4096)
     peer = connect()
-    with suppress(BlockingIOError):
-        while peer.send(DATA):
-            settle(loop)
+    for _ in range(100):
+        peer.send(DATA)
+        settle(loop)
     assert got(loop, peer) == DATA[:1000]
     (connection,) = server.connections
-    assert 4096 <= len(connection.inbound) <= 4096 + 65536
+    assert not connection.inbound
     peer.shutdown(socket.SHUT_WR)
     assert got(loop, peer) == b""
+    assert not connection.closed
+    clock.advance(ABANDONED_AFTER)
+    settle(loop)
+    assert connection.closed  # nothing else would give it back
 
 
 def test_an_end_after_no_bytes_comes_with_the_first(loop, serve):
@@ -293,6 +308,23 @@ def test_a_drain_waits_for_what_is_held_back(loop, clock, serve):
     assert done
 
 
+def test_who_is_accepted_late_is_drained_too(loop, clock, serve):
+    server, connect = serve(accept_delay=1.0, delay=((2.0, 100),))
+    peer = connect()
+    peer.sendall(b"hello")
+    clock.advance(1.0)
+    settle(loop)
+    late = connect()
+    late.sendall(b"hello")
+    done = []
+    Drain(loop, server, 5, lambda: done.append(1))
+    for _ in range(40):
+        clock.advance(0.1)
+        settle(loop)
+    assert got(loop, peer) == got(loop, late) == b"hello"
+    assert done
+
+
 def test_faults_say_what_they_do():
     faults = Faults(
         delay=((0.005, 90), (0.2, 10)),
@@ -342,6 +374,24 @@ def test_faults_are_announced_with_their_seed_and_found_by_our_client():
 def test_faults_that_make_no_sense_are_usage(capsys, argv, complaint):
     assert command.main(argv) == USAGE
     assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fault", ["--reset-after", "--close-after", "--stall-after"])
+def test_an_end_after_no_bytes_is_asked_for_by_a_zero(fault):
+    with running_server(fault, "0") as (server, port):
+        done = run_client(f"{LOCALHOST}:{port}", "-n", "1", "--timeout", "0.2s")
+        server.terminate()
+        _, log = server.communicate(timeout=HUNG)
+    assert done.returncode == 1
+    assert "after 0 bytes" in log
+
+
+def test_faults_that_never_strike_are_none():
+    with running_server("--corrupt-rate", "0", "--accept-delay", "0s") as (server, port):
+        assert run_client(f"{LOCALHOST}:{port}").returncode == 0
+        server.terminate()
+        _, log = server.communicate(timeout=HUNG)
+    assert "misbehaving" not in log
 
 
 def test_probabilities_are_numbers_or_per_cent():

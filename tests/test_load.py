@@ -341,10 +341,10 @@ def test_a_fleet_begins_together(run, clock):
 def test_a_load_that_ends_before_it_is_told_to_begin_does_not_begin(run):
     run = run(conns=1, count=2)
     begins = []
-    run.load_ready = begins.append
+    run.load_tried = begins.append
     run_until(run.loop, lambda: begins)
     run.load.stop()
-    begins[0](0.0)
+    begins[0].begin(0.0)
     figures = run.figures()
     assert figures["messages"]["sent"] == 0
     assert "begun" not in run.events

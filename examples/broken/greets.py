@@ -1,8 +1,8 @@
 """Mistake: the server says something first; an echo has nothing to say of its own (RFC 862).
 
 Seen in: services behind a banner, PROXY protocol headers sent to a server that does not know them.
-Fails: basic silent every-byte byte-by-byte pipelined burst first-echo latency idle many fin-alone closes-after-eof \
-    half-close half-close-slow slow-reader before-reading slow-neighbour dropped reset churn
+Fails: basic silent edges every-byte byte-by-byte pipelined burst first-echo latency idle many \
+    fin-alone closes-after-eof half-close half-close-slow slow-reader before-reading slow-neighbour dropped reset churn
 """
 
 import socket

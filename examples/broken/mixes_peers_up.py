@@ -1,7 +1,7 @@
 """Mistake: connections share one outbound buffer, and whoever is writable first gets what is in it.
 
 Seen in: a buffer that was moved out of the loop to save an allocation.
-Fails: many slow-neighbour reset
+Fails: many slow-neighbour reset churn
 """
 
 import selectors

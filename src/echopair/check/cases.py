@@ -63,11 +63,20 @@ async def every_byte(check: Check) -> None:
     await peer.echo(values + values[::-1])
 
 
+@case(usually="messages are stripped, or taken for lines or for strings that end with a NUL")
+async def edges(check: Check) -> None:
+    """Blanks, ends of lines and NULs come back also where a message begins and ends."""
+    peer = await check.connect()
+    for edge in (b" ", b"\n", b"\r\n", b"\t", b"\0", b"\x1a"):
+        for message in (edge, edge + check.text(10), check.text(10) + edge):
+            await peer.echo(message)
+
+
 @case(usually="the server waits for a whole line, or for a buffer to fill")
 async def byte_by_byte(check: Check) -> None:
     """Bytes that come one at a time come back as they come."""
     peer = await check.connect()
-    for byte in check.text(64):
+    for byte in check.text(check.rounds(64)):
         await peer.echo(bytes([byte]))
 
 
@@ -88,7 +97,7 @@ async def burst(check: Check) -> None:
     await peer.echo(check.text(4 * MIB))
 
 
-@case(usually="accepting waits: for a busy worker, a lookup of the peer's name, or a proxy's own connection")
+@case(usually="accepting waits: for a busy worker, a name lookup, a proxy's own connection to a distant backend")
 async def first_echo(check: Check) -> None:
     """A new connection is served at once."""
     took = []
@@ -103,18 +112,20 @@ async def first_echo(check: Check) -> None:
         raise Failed(f"the first echo took {duration(late)} more than connecting and a round trip do")
 
 
-@case(usually="Nagle's algorithm waits for a delayed ACK: set TCP_NODELAY. Or the path delays some packets")
+@case(usually="Nagle's algorithm waits for a delayed ACK: set TCP_NODELAY. Or a proxy is near and its backend far")
 async def latency(check: Check) -> None:
     """Small messages are answered at once, a lone one and several in a row."""
     peer = await check.connect()
-    alone = [await timed(check, peer, 1) for _ in range(60)]
+    alone = [await timed(check, peer, 1) for _ in range(check.rounds(60))]
     usual = statistics.median(alone)
     if usual - check.round_trip > DELAYED:
         raise Failed(f"a lone one took {duration(usual)}, and making a connection {duration(check.round_trip)}")
     if late := [took for took in alone if took - usual > DELAYED][1:]:
-        raise Failed(f"a lone one took {duration(usual)} mostly, but {len(late) + 1} of 60 took {duration(max(late))}")
+        raise Failed(
+            f"a lone one took {duration(usual)} mostly, but {len(late) + 1} of {len(alone)} took {duration(max(late))}"
+        )
     held_back = []  # whether an answer meets an unacknowledged one is a matter of moments, so try until it is certain
-    for _ in range(60):
+    for _ in range(check.rounds(60)):
         took = await timed(check, peer, 32)
         if took - usual > DELAYED:
             held_back.append(took)
@@ -145,7 +156,7 @@ async def idle(check: Check) -> None:
 @case(usually="the server serves one connection at a time, or connections share a buffer")
 async def many(check: Check) -> None:
     """50 connections at once each get their own bytes back."""
-    peers = [await check.connect() for _ in range(50)]
+    peers = await check.together(*(check.connect() for _ in range(50)))
     for length in (10, 10_000):
         messages = [check.text(length) for _ in peers]
         for peer, message in zip(peers, messages, strict=True):
@@ -239,7 +250,7 @@ async def slow_neighbour(check: Check) -> None:
     with suppress(Failed):  # what becomes of such a peer is for other cases to say
         owed = owed[: await deaf.send_until_full(owed)]
     peer = await check.connect()
-    for _ in range(20):
+    for _ in range(check.rounds(20)):
         took = await timed(check, peer, 1)
         if took - check.round_trip > HELD_UP:
             raise Failed(f"an echo to another peer took {duration(took)} meanwhile")
@@ -250,8 +261,8 @@ async def slow_neighbour(check: Check) -> None:
 @case(usually="an error that accept() or the first read reports is not caught")
 async def dropped(check: Check) -> None:
     """Connections opened and closed without a byte cost nothing."""
-    for _ in range(50):
-        (await check.connect()).close()
+    for peer in await check.together(*(check.connect() for _ in range(50))):
+        peer.close()
     peer = await check.connect()
     await peer.echo(check.text(100))
 
@@ -273,14 +284,21 @@ async def reset(check: Check) -> None:
 @case(usually="connections are not given back: descriptors or workers run out")
 async def churn(check: Check) -> None:
     """A hundred connections that come and go, by FIN and by reset, leave the service as it was."""
-    for number in range(100):
-        peer = await check.connect()
-        if number % 2:
-            peer.reset()
-            continue
-        await peer.echo(check.text(100))
-        peer.close()
+    for _ in range(10):
+        await check.together(*(way(check) for way in (come_and_close, come_and_reset) for _ in range(5)))
     await talk(check, [await check.connect()])
+
+
+async def come_and_close(check: Check) -> None:
+    """Connect, see an echo, and close."""
+    peer = await check.connect()
+    await peer.echo(check.text(100))
+    peer.close()
+
+
+async def come_and_reset(check: Check) -> None:
+    """Connect, and reset the connection."""
+    (await check.connect()).reset()
 
 
 async def talk(check: Check, peers: list[Peer]) -> None:

@@ -25,13 +25,25 @@ class Failed(Exception):  # noqa: N818 - a verdict
 
 
 class Peer:
-    """One end of a connection, for as long as the other one moves a byte at least every `patience` seconds."""
+    """One end of a connection, for as long as the other one moves a byte at least every `patience` seconds.
 
-    def __init__(self, loop: EventLoop, sock: socket.socket, patience: float, doing: Callable[[str], object]) -> None:
+    `doing` is told how far it is; a path that takes nothing for `moment` seconds is full, and one that brings nothing
+    for so long is silent.
+    """
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        sock: socket.socket,
+        patience: float,
+        doing: Callable[[str], object],
+        moment: float = MOMENT,
+    ) -> None:
         self._loop = loop
         self.sock = sock
         self._patience = patience
-        self._doing = doing  # told what is waited for, in case that takes too long
+        self._doing = doing
+        self._moment = moment
         self.sent = 0
         self.received = 0
         self.closed = False
@@ -71,12 +83,13 @@ class Peer:
     def send_apart(self, data: bytes) -> None:
         """Send a few bytes, each by a send of its own, with nothing between them."""
         for byte in data:
-            self._send(memoryview(bytes([byte])))
+            if not self._send(memoryview(bytes([byte]))):
+                raise Failed(f"not even a byte was taken after {self._progress()}")
 
     async def send_until_full(self, data: bytes) -> int:
         """Send of `data` what the path takes while nobody reads the echo; return how much that was."""
         unsent = memoryview(data)
-        while unsent and await ready(self._loop, self.sock, WRITE, MOMENT):
+        while unsent and await ready(self._loop, self.sock, WRITE, self._moment):
             unsent = unsent[self._send(unsent) :]
         return len(data) - len(unsent)
 
@@ -88,7 +101,7 @@ class Peer:
 
     async def expect_silence(self) -> None:
         """See that for a moment nothing comes; EOF, or the end, is no noise."""
-        if await ready(self._loop, self.sock, READ, MOMENT):
+        if await ready(self._loop, self.sock, READ, self._moment):
             data = self._receive(READ_SIZE)
             if data:
                 raise Failed(f"{count(len(data), 'byte')} came that nobody had sent: {dump(data)}")
@@ -111,11 +124,11 @@ class Peer:
 
     def buffer(self, length: int) -> None:
         """Have a receive buffer of so many bytes; with a small one the path is full soon (socket(7), SO_RCVBUF)."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, length)
+        self._set(socket.SO_RCVBUF, length)
 
     def reset(self) -> None:
         """End with a reset: SO_LINGER with no time to linger (socket(7), RFC 9293 3.10.4)."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._set(socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close()
 
     def close(self) -> None:
@@ -124,6 +137,12 @@ class Peer:
             self.closed = True
             self._loop.watch(self.sock, 0)
             self.sock.close()
+
+    def _set(self, option: int, value: int | bytes) -> None:
+        try:
+            self.sock.setsockopt(socket.SOL_SOCKET, option, value)
+        except OSError as error:  # some systems refuse that once the peer has reset the connection
+            raise self._broken(error) from None
 
     def _send(self, data: memoryview) -> int:
         try:

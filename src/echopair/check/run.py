@@ -1,12 +1,14 @@
 """Runs the cases of the check against one service, and judges each.
 
-One after the other, so that the case which does the harm is the one that is blamed; and each in a bounded time. Where
-nobody accepts connections any more, what is left is skipped: that is no verdict on it.
+One after the other, so that the case which does the harm is the one that is blamed; and each in a bounded time, longer
+on a long path. Where nobody accepts connections any more, the first case that finds this out fails, if the one
+before it has not, and what is left is skipped: that is no verdict on it.
 """
 
 from __future__ import annotations
 
 import base64
+import logging
 import socket
 import statistics
 from collections.abc import Callable, Coroutine, Sequence
@@ -15,17 +17,27 @@ from random import Random
 from typing import Any
 
 from echopair.address import Address, Dial, explain, format_address
-from echopair.check.peer import Failed, Peer
+from echopair.check.peer import MOMENT, Failed, Peer
 from echopair.check.script import Resume, Script, sleep, together, wait
 from echopair.loop import EventLoop, Timer
 from echopair.text import duration, size
 
+BASIC = "basic"  # the case without which no other can be passed
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
-LIMIT = 10.0  # seconds for a case, or three times the patience
+LIMIT = 10.0  # seconds for a case, or three times the patience; and beside that
+ROUND_TRIPS = 100  # which no case has more of in a row
+AT_LENGTH = 3.0  # seconds that repetitions of a round trip may take
+RETRY_DELAY = 0.1  # seconds; how soon a service that is awaited is tried again
+
+log = logging.getLogger(__name__)
 
 
 class Skipped(Exception):  # noqa: N818 - a verdict
     """Why a case does not apply."""
+
+
+class Late(Failed):
+    """All was well so far, but it took too long."""
 
 
 class Unreachable(Failed):
@@ -56,7 +68,8 @@ class Outcome:
 class Check:
     """Runs `cases` against `addresses`, calls `told(outcome)` after each and `done()` after all.
 
-    `patience` is how many seconds may pass without a byte. To the cases it is what they connect, send and wait with.
+    `patience` is how many seconds may pass without a byte, `connect_timeout` until a connection is made, if that is
+    something else, and `wait` until a first one is. To the cases it is what they connect, send and wait with.
     """
 
     def __init__(
@@ -68,12 +81,20 @@ class Check:
         told: Callable[[Outcome], object],
         done: Callable[[], object],
         patience: float,
+        connect_timeout: float | None = None,
+        wait: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.loop = loop
         self.addresses = addresses
         self.round_trip = 0.0  # seconds; the median of what making a connection took
         self._patience = patience
+        self._connect_timeout = connect_timeout or patience
+        self._wait = wait
+        self._awaited_until = loop.clock() + wait
+        self._before = ""  # the last case, unless it failed
+        self._gone = False
+        self._basic_failed = False
         self._seed = seed
         self._left = list(cases)
         self._told = told
@@ -98,8 +119,16 @@ class Check:
 
     async def connect(self, *addresses: Address) -> Peer:
         """Return a new connection to the first of `addresses` (by default, of all) that answers."""
-        self._doing = "no connection was made"
+        self._doing = f"connection {len(self._peers) + 1} was not made"
+        while True:
+            try:
+                return await self._connect(addresses or self.addresses)
+            except Unreachable:
+                if self._round_trips or self.loop.clock() >= self._awaited_until:
+                    raise
+            await sleep(self.loop, RETRY_DELAY)
 
+    async def _connect(self, addresses: Sequence[Address]) -> Peer:
         def start(resume: Resume) -> Callable[[], object]:
             def connected(sock: socket.socket, _address: Address) -> None:
                 self._round_trips.append(self.loop.clock() - dial.attempted_at)
@@ -111,12 +140,14 @@ class Check:
                 )
                 resume(error=Unreachable("cannot connect to " + "; ".join(told)))
 
-            dial = Dial(self.loop, addresses or self.addresses, self._patience, connected, failed)
+            dial = Dial(self.loop, addresses, self._connect_timeout, connected, failed)
             return dial.cancel
 
         sock = await wait(start)
         self.round_trip = statistics.median(self._round_trips)
-        peer = Peer(self.loop, sock, self._patience, self._note)
+        self._gone = False
+        moment = max(MOMENT, 3 * self.round_trip)
+        peer = Peer(self.loop, sock, self._patience, self._note, moment)
         self._peers.append(peer)
         return peer
 
@@ -125,6 +156,10 @@ class Check:
         self._texts += 1
         source = Random(f"{self._seed} {self._texts}")
         return base64.b64encode(source.randbytes(length * 3 // 4 + 3))[:length].replace(b"+", b"-").replace(b"/", b"_")
+
+    def rounds(self, most: int) -> int:
+        """Return how often to do what takes a round trip: so often, or less on a long path."""
+        return max(min(most, int(AT_LENGTH / max(self.round_trip, 0.001))), 5)
 
     async def sleep(self, seconds: float) -> None:
         """Wait so many seconds."""
@@ -149,33 +184,54 @@ class Check:
             timer.cancel()
             status, seen = self._judge(error)
             self._end()
-            usually = case.usually if status == FAILED and not isinstance(error, Unreachable) else ""
-            self._told(Outcome(case, status, seen, usually, self.loop.clock() - began))
+            usually = self._usually(case, error) if status == FAILED else ""
+            self._before = "" if status == FAILED else case.name
             self.loop.call_soon(self._next)
+            self._told(Outcome(case, status, seen, usually, self.loop.clock() - began))
 
         def give_up() -> None:
             script.cancel()
             rate = size(sum(peer.received for peer in self._peers) / limit)
-            end(None, Failed(f"not done within {duration(limit)}: {self._doing} ({rate}/s)"))
+            end(None, Late(f"not done within {duration(limit)}: {self._doing} ({rate}/s)"))
 
-        limit = max(LIMIT, 3 * self._patience)
+        limit = max(LIMIT, 3 * self._patience) + ROUND_TRIPS * self.round_trip
+        if not self._round_trips:
+            limit += self._wait
         timer = self.loop.call_later(limit, give_up)
         script = Script(self.loop, case.body(self), end)
         self._running = script, timer
 
     def _judge(self, error: Exception | None) -> tuple[str, str]:
-        """Return what became of a case that ended so, and why; whatever is no verdict is a bug, and raised."""
+        """Return what became of a case that ended so, and why; whatever is no verdict is a bug."""
         if error is None:
             return PASSED, ""
         if isinstance(error, Skipped):
             return SKIPPED, str(error)
         if not isinstance(error, Failed):
-            raise error
+            log.error("a case of the check has a bug", exc_info=error)
+            return FAILED, f"a bug in the check itself: {error!r}"
         if isinstance(error, Unreachable) and not self._peers:
-            if self._round_trips:  # it could be reached before
-                return SKIPPED, str(error)
-            self._left.clear()
+            return self._judge_absence(str(error))
         return FAILED, str(error)
+
+    def _usually(self, case: Case, error: Exception | None) -> str:
+        """Return what usually is the cause of such a failure, as far as that is known."""
+        if isinstance(error, Late):
+            return "the service or the path to it is slow: a longer --timeout gives every case more time"
+        if self._basic_failed and case.name != BASIC:
+            return f"what made {BASIC} fail"
+        self._basic_failed = case.name == BASIC
+        return case.usually if type(error) is Failed else ""
+
+    def _judge_absence(self, seen: str) -> tuple[str, str]:
+        """Return what became of a case to which nobody was there."""
+        if not self._round_trips:
+            self._left.clear()
+            return FAILED, seen
+        found_out, self._gone = not self._gone, True
+        if found_out and self._before:
+            return FAILED, f"{seen}; the case before, {self._before}, was the last that was served"
+        return SKIPPED, seen
 
     def _end(self) -> None:
         for peer in self._peers:

@@ -20,11 +20,9 @@ from echopair.check.run import PASSED, SKIPPED, Case, Check, Outcome
 from echopair.cli.command import FAILED, OK, Output, columns, complain, wants_colour
 from echopair.cli.reaching import Reach
 from echopair.cli.results import ResultFile
-from echopair.client.echo import TIMEOUT
 from echopair.loop import EventLoop
 from echopair.text import count, duration
 
-PATIENCE = 3.0  # seconds; a check is to be over soon
 COLOURS = {PASSED: "\x1b[32m", NOT_OK: "\x1b[1;31m", SKIPPED: "\x1b[33m"}
 DIM, PLAIN = "\x1b[2m", "\x1b[m"
 
@@ -39,7 +37,8 @@ def list_cases(output: Output) -> int:
 
 def check(args: argparse.Namespace, output: Output) -> int:
     """Run the cases that were asked for, tell what came of them, and return the exit status."""
-    cases = [case for case in CASES if not args.check_only or case.name in args.check_only]
+    wanted = _names(args.check_only or ())
+    cases = [case for case in CASES if not wanted or case.name in wanted]
     junit = ResultFile("--junit", args.junit) if args.junit is not None else None
     tap = None if args.json else _Tap(output, len(cases))
     outcomes: list[Outcome] = []
@@ -50,7 +49,7 @@ def check(args: argparse.Namespace, output: Output) -> int:
             tap.tell(outcome)
 
     started, began = datetime.now(UTC).replace(tzinfo=None), time.monotonic()
-    interrupted = _run(args, output, cases, told)
+    interrupted, reason = _run(args, output, cases, told)
     well = len(outcomes) == len(cases) and not any(each.status == NOT_OK for each in outcomes)
     status = interrupted or (OK if well else FAILED)
     document = {
@@ -62,23 +61,40 @@ def check(args: argparse.Namespace, output: Output) -> int:
         "duration_s": round(time.monotonic() - began, 6),
         "exit_status": status,
         "checks": [_entry(outcome) for outcome in outcomes],
+        "not_run": [case.name for case in cases[len(outcomes) :]],
+        "reason": reason or None,  # why they were not
     }
+    if reason:
+        if tap:
+            output.line(f"Bail out! {reason}")
+        complain("echo-client", reason, status)
     if junit:
-        status = max(status, junit.write(_junit(document)))
+        document["exit_status"] = status = max(status, junit.write(_junit(document)))
     output.text(_summary(document, len(cases)) if tap else json.dumps(document, allow_nan=False) + "\n")
     return status
 
 
-def _run(args: argparse.Namespace, output: Output, cases: Sequence[Case], told: Callable[[Outcome], object]) -> int:
-    """Run the cases to the end, or to a signal; return the exit status of that, or 0."""
+def _run(
+    args: argparse.Namespace, output: Output, cases: Sequence[Case], told: Callable[[Outcome], object]
+) -> tuple[int, str]:
+    """Run the cases to the end, or to a signal; return the exit status of that, or 0, and why none could be run."""
     checks: list[Check] = []
-    patience = PATIENCE if args.timeout == TIMEOUT else args.timeout
     with EventLoop() as loop:
         reach = Reach(loop, args)
 
         def begin(addresses: list[Address]) -> None:
             checks.append(
-                Check(loop, addresses, cases, told=told, done=reach.done, patience=patience, seed=args.seed or 0)
+                Check(
+                    loop,
+                    addresses,
+                    cases,
+                    told=told,
+                    done=reach.done,
+                    patience=args.timeout,
+                    connect_timeout=args.connect_timeout,
+                    wait=args.wait,
+                    seed=args.seed or 0,
+                )
             )
             if output.failure:
                 stop()
@@ -91,21 +107,24 @@ def _run(args: argparse.Namespace, output: Output, cases: Sequence[Case], told: 
         try:
             reach.run(begin, stop)
         except AddressError as error:
-            if not args.json:
-                raise
-            complain("echo-client", str(error), FAILED)
-        return reach.status
+            return reach.status, str(error)
+        return reach.status, "interrupted" if reach.status else ""
 
 
 def unknown_case(names: Iterable[str]) -> str:
     """Return a complaint if there is no case of one of these names."""
     known = [case.name for case in CASES]
-    for name in names:
+    for name in _names(names):
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {close[0]}?" if close else "--check-list says which there are"
             return f"--check-only: there is no case {name!r} ({hint})"
     return ""
+
+
+def _names(given: Iterable[str]) -> list[str]:
+    """Return the names in options of one or, with commas, several."""
+    return [name for each in given for name in each.split(",")]
 
 
 class _Tap:
@@ -134,7 +153,7 @@ class _Tap:
                 if not text:
                     continue
                 self._output.line(f"  {label}: >")
-                for line in textwrap.wrap(text, min(columns(1), 100) - 5):
+                for line in textwrap.wrap(text, max(min(columns(1), 100) - 5, 20), break_on_hyphens=False):
                     self._output.line(f"    {line}")
             self._output.line("  ...")
         self._output.flush()
@@ -163,18 +182,23 @@ def _summary(document: dict[str, Any], planned: int) -> str:
     return f"# {', '.join(told)}, in {duration(document['duration_s'])}: {document['target']}\n"
 
 
+def _xml(text: str) -> str:
+    """Return `text` without what XML does not allow."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def _junit(document: dict[str, Any]) -> str:
-    """Return the document as JUnit's XML, which services for continuous integration read."""
+    """Return the document as JUnit's XML, for services of continuous integration; what was not run is an error."""
     from xml.etree import ElementTree as Xml
 
-    statuses = [entry["status"] for entry in document["checks"]]
+    statuses, unrun = [entry["status"] for entry in document["checks"]], document["not_run"]
     suite = Xml.Element(
         "testsuite",
-        name=f"echo-client --check {document['target']}",
-        tests=str(len(statuses)),
+        name=_xml(f"echo-client --check {document['target']}"),
+        tests=str(len(statuses) + len(unrun)),
         failures=str(statuses.count(NOT_OK)),
         skipped=str(statuses.count(SKIPPED)),
-        errors="0",
+        errors=str(len(unrun)),
         time=str(document["duration_s"]),
         timestamp=document["started_at"].removesuffix("Z"),
     )
@@ -185,5 +209,10 @@ def _junit(document: dict[str, Any]) -> str:
             failure.text = "\n".join(f"{key}: {entry[key]}" for key in ("proves", "seen", "usually") if entry[key])
         elif entry["status"] == SKIPPED:
             Xml.SubElement(case, "skipped", message=entry["seen"])
+    why = _xml(document["reason"] or "nobody was there")
+    for name in unrun:
+        Xml.SubElement(
+            Xml.SubElement(suite, "testcase", classname="echo", name=name), "error", message=f"not run: {why}"
+        )
     Xml.indent(suite)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + Xml.tostring(suite, "unicode") + "\n"

@@ -23,12 +23,13 @@ examples:
   echo-client -c 50 -n 100k -s 4K     100,000 messages of 4 KiB, 50 connections
   echo-client -c 50 -d 10s -r 20k     20,000 messages/s for 10 s: honest latency
   echo-client -d 5s --fail-if 'p99>20ms' --report run.html
-  echo-client --check [::1]:7         conformance: named cases, pass or fail
-  echo-client [::1]:7 - <in >out      send a file, write what comes back
+  echo-client --check '[::1]:7'       conformance: named cases, pass or fail
+  echo-client '[::1]:7' - <in >out    send a file, write what comes back
   echo-client --loopback --conns 2    serve myself: no server needed"""
 
 MESSAGES = ["Message 1 from client.", "Message 2 from client."]
 PERCENTILES = "50,90,99,99.9"
+CHECK_TIMEOUT = 3.0  # seconds; a check is to be over soon
 DESCRIPTORS_APART = 16  # needed beside those of connections: standard streams, the selector, the loop's own
 
 # What only a generated load has; to ask for one of these is to ask for such a load.
@@ -75,6 +76,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser().parse(argv, os.environ)
     asked = [option for name, option in MEASURED.items() if getattr(args, name) not in (None, False)]
     args.check = args.check or args.check_list or bool(args.check_only) or args.junit is not None
+    args.timeout = args.timeout or (CHECK_TIMEOUT if args.check else TIMEOUT)
     args.measured = bool(asked)
     if args.check:
         _check_check(args, asked)
@@ -92,9 +94,8 @@ def _check_check(args: argparse.Namespace, asked: Sequence[str]) -> None:
     from echopair.cli.checking import unknown_case
 
     others = [option for option in asked if option not in ("--seed", "-J")]
-    others += (
-        ["-m"] * bool(args.message) + ["-"] * args.pipe + ["-c"] * (args.conns > 1) + ["--merge"] * bool(args.merge)
-    )
+    others += ["-m"] * bool(args.message) + ["-"] * args.pipe + ["-c"] * (args.conns > 1) + ["-w"] * (args.pipeline > 1)
+    others += ["--verify"] * (args.verify != FULL) + ["--merge"] * bool(args.merge)
     if others:
         raise options.UsageError(f"--check says itself what is sent: leave out {', '.join(others)}")
     if complaint := unknown_case(args.check_only or ()):
@@ -124,7 +125,7 @@ def _check_target(args: argparse.Namespace) -> None:
     if args.workers > 1:
         check_possible()
     here = -(-args.conns // args.workers)  # a process has its share of them, and the first what it serves itself
-    needed = here + args.conns * args.loopback + DESCRIPTORS_APART
+    needed = here + args.conns * args.loopback + 2 * (args.workers - 1) + DESCRIPTORS_APART
     limit = raise_descriptor_limit()
     if needed > limit:
         raise options.UsageError(
@@ -212,8 +213,9 @@ def parser() -> options.Parser:
     add = parser.add_argument_group("what to check").add_argument
     add("--verify", metavar="WHAT", choices=[FULL, LENGTH, NONE], default=FULL,
         help="full: every byte; length: how many come back; none: nothing")
-    add("--timeout", metavar="S", type=options.duration(0.001), default=f"{TIMEOUT:g}s",
-        help="fail a connection on which no byte moves for so long; with --check 3s, unless it is given")
+    add("--timeout", metavar="S", type=options.duration(0.001),
+        help="fail a connection on which no byte moves for so long "
+             f"(default: {TIMEOUT:g}s; with --check {CHECK_TIMEOUT:g}s)")
     add("--connect-timeout", metavar="S", type=options.duration(0.001), default=f"{CONNECT_TIMEOUT:g}s",
         help="give up connecting to an address after so long")
     add("--fail-if", metavar="EXPR", action=options.Collect, type=options.checked(_threshold),
@@ -222,10 +224,11 @@ def parser() -> options.Parser:
     add = parser.add_argument_group("conformance").add_argument
     add("--check", action="store_true",
         help="try named cases and say which fail; they take under 48 MiB on under 300 connections, "
-             "51 at once, and 10s each at most")
-    add("--check-only", metavar="NAME", action=options.Collect, help="only this case; may be repeated")
+             "51 at once, and some 10s each at most")
+    add("--check-only", metavar="NAME", action=options.Collect,
+        help="only this case, which implies --check; may be repeated")
     add("--check-list", action="store_true", help="list the cases and exit")
-    add("--junit", metavar="FILE", help="write the outcome to FILE, too, as JUnit's XML")
+    add("--junit", metavar="FILE", help="write the outcome of a check to FILE, too, as JUnit's XML")
 
     add = parser.add_argument_group("what to report").add_argument
     add("--percentiles", metavar="LIST", type=options.percentiles, help=f"of latencies (default: {PERCENTILES})")

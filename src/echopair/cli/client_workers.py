@@ -13,13 +13,13 @@ import pickle
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from echopair.address import Address
 from echopair.cli.busy import Busy
 from echopair.cli.command import FAILED, OK
-from echopair.client.load import Load, Plan, Watcher
+from echopair.client.load import CATCH_UP, Load, Plan, Watcher
 from echopair.client.session import Failure
 from echopair.connection import Connection, Handler
 from echopair.loop import SIGHUP, SIGINT, SIGKILL, SIGTERM, EventLoop, Timer
@@ -28,6 +28,7 @@ from echopair.measure.histogram import Histogram
 from echopair.measure.tally import Tally
 
 AHEAD = 0.02  # seconds; from the word to begin to the beginning, for it has to reach every process
+GRACE = 2.0  # seconds that a worker may take beyond what it was to take
 TOLD = 0.25  # seconds from one word on how far a process is to the next
 LENGTH = 8  # bytes before each message between processes: how long it is
 
@@ -63,15 +64,17 @@ class Reporter(Messages, Watcher):
     def __init__(self, loop: EventLoop, sock: socket.socket, addresses: Sequence[Address], plan: Plan) -> None:
         self._loop = loop
         self._busy = Busy(loop.clock)
-        self._begin: Callable[[float], object]
-        self._told: Histogram | None = None  # the last interval's
         self._parent = Connection(loop, sock, self, "parent", max_buffer=sys.maxsize)
         self._load = Load(loop, addresses, plan, self)
         self._timer: Timer = loop.call_later(TOLD, self._tell_progress)
 
     def on_begin(self, when: float) -> None:
         """Begin, with all others."""
-        self._begin(when)
+        self._load.begin(when)
+
+    def on_give_up(self) -> None:
+        """Give up: nobody has a connection."""
+        self._load.give_up()
 
     def on_stop(self) -> None:
         """End now."""
@@ -82,10 +85,9 @@ class Reporter(Messages, Watcher):
         self._timer.cancel()
         self._loop.stop()
 
-    def load_ready(self, begin: Callable[[float], object]) -> None:
-        """Tell that this share could begin."""
-        self._begin = begin
-        tell(self._parent, "ready")
+    def load_tried(self, load: Load) -> None:
+        """Tell so, and whether any connection is made: those of others may be enough to begin."""
+        tell(self._parent, "ready", load.tally.established > 0)
 
     def load_begun(self) -> None:
         """Tell so."""
@@ -94,8 +96,11 @@ class Reporter(Messages, Watcher):
 
     def interval_ended(self, interval: Document) -> None:
         """Tell the figures, and the histogram that some of them are from."""
-        self._told = self._load.tally.last
-        tell(self._parent, "interval", interval, self._told)
+        tell(self._parent, "interval", interval, self._load.tally.last)
+
+    def interval_joined(self, interval: Document) -> None:
+        """Tell them all the same: to the parent it is a part of the interval in which others go on."""
+        self.interval_ended(interval)
 
     def load_failed(self, failure: Failure) -> None:
         """Tell of it."""
@@ -111,11 +116,10 @@ class Reporter(Messages, Watcher):
         self._tell_progress()
         self._timer.cancel()
         tally = self._load.tally
-        rest = Histogram() if tally.last is self._told else tally.last  # of a last interval too short to be one
         generator = tally.generator(*self._busy.figures, shared=False)
         tally.intervals = []
         ends_at = (self._load.began_at or 0.0) + self._load.seconds
-        tell(self._parent, "done", tally, ends_at, rest, generator)
+        tell(self._parent, "done", tally, ends_at, generator)
         self._parent.send_eof()
 
     def _tell_progress(self) -> None:
@@ -131,7 +135,8 @@ class Worker(Messages):
     process: int
     owner: SharedLoad
     connection: Connection = field(init=False)
-    settled: bool = False  # ready, or done before it was
+    settled: bool = False  # ready, or gone before it was
+    established: bool = False  # it has a connection
     done: bool = False
     gone: bool = False
     connected: int = 0
@@ -139,12 +144,13 @@ class Worker(Messages):
     ends_at: float = 0.0
     tally: Tally | None = None
     generator: Document | None = None
-    rest: Histogram = field(default_factory=Histogram)
+    times: Histogram = field(default_factory=Histogram)  # of its intervals, as are the bytes; all we know if it dies
+    bytes_received: int = 0
     intervals: deque[tuple[Document, Histogram]] = field(default_factory=deque)  # that others have yet to tell of
 
-    def on_ready(self) -> None:
+    def on_ready(self, established: bool) -> None:
         """Wait for the others."""
-        self.settled = True
+        self.settled, self.established = True, established
         self.owner.settle()
 
     def on_begun(self, at: float) -> None:
@@ -158,6 +164,8 @@ class Worker(Messages):
     def on_interval(self, interval: Document, times: Histogram) -> None:
         """Keep the figures until every process has told its own."""
         self.intervals.append((interval, times))
+        self.times.merge(times)
+        self.bytes_received += interval["bytes"]
         self.owner.add_intervals()
 
     def on_failed(self, failure: Failure) -> None:
@@ -168,22 +176,33 @@ class Worker(Messages):
         """Know that it sends nothing more."""
         self.owner.over()
 
-    def on_done(self, tally: Tally, ends_at: float, rest: Histogram, generator: Document) -> None:
+    def on_done(self, tally: Tally, ends_at: float, generator: Document) -> None:
         """Take over what it has counted."""
         self.settled = self.done = True
-        self.tally, self.rest, self.generator = tally, rest, generator
+        self.tally, self.generator = tally, generator
         self.ends_at = ends_at
         self.owner.settle()
 
     def connection_lost(self, connection: Connection, error: Exception | None) -> None:  # noqa: ARG002 - of Handler
         """Take leave of the process; one that has not told its result has died."""
+        if not self.gone:
+            self.reap()
+            self.owner.settle()
+
+    def reap(self) -> None:
+        """Know how the process has ended; of one that has not told its result, what is known is its intervals."""
         self.settled = self.gone = True
         status = os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
-        if not self.done:
-            how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-            story = f"worker {self.number} {how}: what its connections did is not in this report"
-            self.owner.failed(Failure("worker", "died", story))
-        self.owner.settle()
+        if self.tally:
+            return
+        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+        story = f"worker {self.number} {how}: of what it did, only whole intervals are in this report"
+        self.owner.failed(Failure("worker", "died", story))
+        known = self.times.count
+        self.tally = Tally(sent=known, attempted=self.connected, established=self.connected)
+        self.tally.bytes_sent = self.tally.bytes_received = self.bytes_received
+        self.tally.recent.merge(self.times)
+        self.tally.end_interval(0.0, 0, 0)
 
 
 class SharedLoad:
@@ -201,6 +220,7 @@ class SharedLoad:
         self._going = False
         self._finished = False
         self._workers: list[Worker] = []
+        self._deadlines: list[Timer] = []
         pairs = [socket.socketpair() for _ in range(plan.workers)]
         for place in range(plan.workers):
             process = os.fork()
@@ -240,15 +260,18 @@ class SharedLoad:
         self.stopped = True
         for worker in self._workers:
             tell(worker.connection, "stop")
+        self._kill_after(GRACE)
 
     def close(self) -> None:
-        """End what is left, at once."""
+        """End what is left, at once, and tell of what is known."""
+        for timer in self._deadlines:
+            timer.cancel()
         for worker in self._workers:
             if not worker.gone:
                 os.kill(worker.process, SIGKILL)
-                os.waitpid(worker.process, 0)
-                worker.connection.handler = Handler()
+                worker.reap()
                 worker.connection.abort()
+        self.settle()
 
     def settle(self) -> None:
         """Let all begin once all could; finish once all have gone."""
@@ -256,9 +279,9 @@ class SharedLoad:
             self._going = True
             self.stage = "waiting to begin"
             when = max(self._loop.clock() + AHEAD, self.plan.start_at or 0.0)
+            word = ("begin", when) if any(worker.established for worker in self._workers) else ("give_up",)
             for worker in self._workers:
-                if not worker.done:
-                    tell(worker.connection, "begin", when)
+                tell(worker.connection, *word)
         self.add_intervals()
         if all(worker.gone for worker in self._workers) and not self._finished:
             self._finished = True
@@ -270,6 +293,8 @@ class SharedLoad:
         self.began_at = min(at, self.began_at or at)
         if first:
             self.stage = "measuring"
+            if self.plan.duration is not None:
+                self._kill_after(self.plan.duration + max(self.plan.timeout, CATCH_UP) + GRACE)
             self._watcher.load_begun()
 
     def failed(self, failure: Failure) -> None:
@@ -294,17 +319,27 @@ class SharedLoad:
             connections = sum(interval["connections"] for interval, _ in told)
             self._watcher.interval_ended(self.tally.end_interval(at, self._bytes_received, connections))
 
+    def _kill_after(self, seconds: float) -> None:
+        """End workers that have not ended in so long a time: they were stopped, or hang."""
+
+        def kill() -> None:
+            for worker in self._workers:
+                if not worker.gone:
+                    os.kill(worker.process, SIGKILL)
+
+        self._deadlines.append(self._loop.call_later(seconds, kill))
+
     def _finish(self) -> None:
+        for timer in self._deadlines:
+            timer.cancel()
         live, self.tally = self.tally, Tally(open_loop=self.plan.rate is not None)
         for worker in self._workers:
-            live.recent.merge(worker.rest)
             if worker.tally:
                 self.tally.add(worker.tally)
         died = live.errors.get(("worker", "died"))
         if died:
             self.tally.errors["worker", "died"] = died
-        if live.recent.count:
-            live.end_interval(max(self.seconds, live.interval_from), self.tally.bytes_received, self.connected)
+        if live.intervals and live.intervals[-1]["duration_s"] < self.plan.interval / 4:
             live.join_last_intervals()
         self.tally.intervals = live.intervals
         self._watcher.load_over()

@@ -42,7 +42,7 @@ class ResultFile:
 
     def write(self, text: str) -> int:
         """Replace what the file holds, and return the exit status of that."""
-        data = memoryview(text.encode("utf-8"))
+        data = memoryview(text.encode("utf-8", "backslashreplace"))
         try:
             with self._file as file:
                 if stat.S_ISREG(os.fstat(file.fileno()).st_mode):

@@ -33,6 +33,7 @@ examples:
   echo-server --port 0                     any free port; the first line says it
   echo-server --host 0.0.0.0 --host :: -q  every interface; log problems only"""
 
+GRACE = 5.0  # seconds beyond the drain timeout that a worker may take
 FAULTS = (
     "delay",
     "throttle",
@@ -80,7 +81,7 @@ def _supervise(args: argparse.Namespace, output: Output) -> int:
     port = first[0].getsockname()[1]
     others = (listen(args.host, port, args.family, args.backlog, shared=True) for _ in range(1, args.workers))
     with EventLoop() as loop:
-        crew = Workers(loop, [first, *others], partial(_work, args))
+        crew = Workers(loop, [first, *others], partial(_work, args), args.drain_timeout + GRACE)
         try:
             _say(first, output)  # now, for from here on signals are heeded
             loop.run()
@@ -129,7 +130,8 @@ def _server(loop: EventLoop, listeners: list[socket.socket], args: argparse.Name
 
     raise_descriptor_limit()
     kind: Callable[..., EchoServer] = VerboseEchoServer if args.log_level == logging.DEBUG else EchoServer
-    asked = {name: value for name in FAULTS if (value := getattr(args, name)) not in (None, False)}
+    given = {name: value for name in FAULTS if (value := getattr(args, name)) is not None}
+    asked = {name: value for name, value in given.items() if value or name.endswith("_after")}  # after no byte at all
     if asked:
         kind = _faulty(asked, args.fault_seed)
     server = kind(
@@ -151,7 +153,7 @@ def _faulty(asked: dict[str, Any], seed: int | None) -> Callable[..., EchoServer
 
     seed = secrets.randbits(32) if seed is None else seed
     faults = Faults(**asked, seed=seed)
-    log.warning("misbehaving on request: %s; --fault-seed %d repeats it", faults, seed)
+    log.warning("misbehaving on request: %s%s", faults, f"; --fault-seed {seed} repeats it" * faults.left_to_chance)
     return partial(FaultyEchoServer, faults=faults)
 
 
@@ -219,7 +221,8 @@ def _parser() -> options.Parser:
     add("--close-after", metavar="BYTES", type=options.size(0), help="close it")
     add("--stall-after", metavar="BYTES", type=options.size(0), help="go silent on it")
     add("--accept-delay", metavar="S", type=options.duration(), help="leave new connections waiting so long")
-    add("--no-half-close", action="store_true", help="close at EOF, and lose what is owed, as the tutorials do")
+    add("--no-half-close", action="store_true",
+        help="close at EOF, and lose what is owed, up to 8 MiB of it, as the tutorials do")
     add("--fault-seed", metavar="N", type=options.count(), help="chance that repeats (default: at random, and logged)")
 
     add = parser.add_argument_group("what to log, on standard error").add_mutually_exclusive_group().add_argument

@@ -19,6 +19,7 @@ from echopair.text import duration
 
 RESTART_DELAY = 0.1  # seconds; doubled for each worker that dies young, up to the next figure
 MAX_RESTART_DELAY = 5.0  # seconds
+HURRY = 1.0  # seconds
 YOUNG = 10.0  # seconds
 
 Listeners = list[socket.socket]
@@ -28,13 +29,17 @@ log = logging.getLogger(__name__)
 
 
 class Workers:
-    """Runs `work` in a process for each of `sets` of listeners, until it is stopped and all have ended."""
+    """Runs `work` in a process for each of `sets` of listeners, until it is stopped and all have ended.
 
-    def __init__(self, loop: EventLoop, sets: Sequence[Listeners], work: Work) -> None:
+    A worker that has not ended `patience` seconds after it was told to, or HURRY after it was told again, is killed.
+    """
+
+    def __init__(self, loop: EventLoop, sets: Sequence[Listeners], work: Work, patience: float = float("inf")) -> None:
         self.status = OK  # the worst of those that the last processes ended with
         self._loop = loop
         self._sets = sets
         self._work = work
+        self._patience = patience
         self._lifeline, self._held = os.pipe()
         self._stopping = self._hurried = False
         self._running: dict[int, tuple[int, float]] = {}  # by process: which worker, and since when
@@ -50,13 +55,14 @@ class Workers:
         """Let the workers finish what is owed and end; the second time, not even that."""
         if self._stopping:
             self._hurried = True
-            for process in self._running:
-                os.kill(process, SIGTERM)
+            self._signal(SIGTERM)
+            self._loop.call_later(HURRY, partial(self._signal, SIGKILL))
             return
         self._stopping = True
         os.close(self._held)
         for timer in self._restarts.values():
             timer.cancel()
+        self._loop.call_later(self._patience, partial(self._signal, SIGKILL))
         self._end_if_over()
 
     def close(self) -> None:
@@ -71,6 +77,10 @@ class Workers:
         for listeners in self._sets:
             for listener in listeners:
                 listener.close()
+
+    def _signal(self, signum: int) -> None:
+        for process in self._running:
+            os.kill(process, signum)
 
     def _start(self, number: int) -> None:
         self._restarts.pop(number, None)

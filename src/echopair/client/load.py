@@ -72,15 +72,21 @@ class Plan:
 class Watcher:
     """What a load tells its owner; each method is called from the loop."""
 
-    def load_ready(self, begin: Callable[[float], object]) -> None:
-        """Know that connections are made, and `begin(when)`, by the loop's clock; here at once."""
-        begin(0.0)
+    def load_tried(self, load: Load) -> None:
+        """Know that every connection is made or has failed: begin, or give up where none is made."""
+        if load.tally.established:
+            load.begin(0.0)
+        else:
+            load.give_up()
 
     def load_begun(self) -> None:
         """Know that measuring begins now."""
 
     def interval_ended(self, interval: Document) -> None:
         """Know the figures of an interval, an entry of a result document's `intervals`."""
+
+    def interval_joined(self, interval: Document) -> None:
+        """Know the figures of a last interval that is too short to be one, and now a part of the one before."""
 
     def load_failed(self, failure: Failure) -> None:
         """Know of one failure."""
@@ -257,13 +263,15 @@ class Load:
         self._untried.remove(session)
         if self._untried:
             return
-        if self.tally.established:
-            self.stage = "waiting to begin"
-            self._watcher.load_ready(self._begin)
-        else:
-            self._end()
+        self.stage = "waiting to begin"
+        self._watcher.load_tried(self)
 
-    def _begin(self, when: float) -> None:
+    def give_up(self) -> None:
+        """End what has not begun."""
+        self._end()
+
+    def begin(self, when: float) -> None:
+        """Begin to send, when it is `when` by the loop's clock, or `start_at` if that is later."""
         if not self._ending:
             self._at("begin", max(when, self.plan.start_at or 0.0), self._warm_up)
 
@@ -456,6 +464,7 @@ class Load:
         interval = self._end_interval(max(at, last))
         if last and interval["duration_s"] < self.plan.interval / 4:
             self.tally.join_last_intervals()
+            self._watcher.interval_joined(interval)
         else:
             self._watcher.interval_ended(interval)
 

@@ -27,6 +27,7 @@ class Drain(Handler):
     def __init__(self, loop: EventLoop, server: EchoServer, timeout: float, done: Callable[[], object]) -> None:
         self._server = server
         self._done = done
+        server.handler = self
         server.acceptor.finish()
         for connection in server.connections:
             connection.handler = self
@@ -39,7 +40,7 @@ class Drain(Handler):
         """End what is left at once, and say what that costs."""
         left = self._server.connections
         if left:
-            owed = sum(len(connection.outbound) for connection in left)
+            owed = sum(len(connection.outbound) + len(connection.inbound) for connection in left)
             log.warning(
                 "cutting %s that did not fall quiet, owed %s", count(len(left), "connection"), count(owed, "byte")
             )

@@ -45,6 +45,7 @@ class EchoServer(Handler):
         self.loop = loop
         self.addresses: list[Address] = [(listener.family, listener.getsockname()) for listener in listeners]
         self.connections: set[Connection] = set()
+        self.handler: Handler = self  # of the connections to come
         self.connections_served = 0
         self.bytes_received = 0  # by connections that have ended, as is bytes_sent
         self.bytes_sent = 0
@@ -83,7 +84,7 @@ class EchoServer(Handler):
     def _accepted(self, sock: socket.socket, address: Any) -> None:
         sock.setblocking(False)
         kind = partial(EchoStream, pipes=self._pipes) if self._streams else Connection
-        connection = kind(self.loop, sock, self, format_address(address), self._max_buffer)
+        connection = kind(self.loop, sock, self.handler, format_address(address), self._max_buffer)
         self.connections.add(connection)
         self.connections_served += 1
         log.info("%s  connected (%d open)", connection.peer, len(self.connections))

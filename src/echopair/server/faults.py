@@ -1,8 +1,8 @@
 """A server that misbehaves on request, so that clients and checks can show that they notice.
 
 It is an EchoServer that keeps what comes in where it came in, `inbound`, and lets go of it as its faults allow, so that
-however late it is, no more is held for a peer than by any other server. Chance is seeded a connection: the same seed,
-the same connections in the same order and the same bytes have the same faults.
+however late it is, no more is held for a peer than by any other server. Chance is seeded, by connection and by fault:
+with the same seed and as many connections before, the same bytes of a stream are struck, however it is cut into reads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ if TYPE_CHECKING:  # importing typing would take a tenth of the start
 
 SENDS_PER_TURN = 64  # small chunks of one peer share the loop with other peers
 SLICES_PER_SECOND = 50  # of a throttled peer's bytes
-UNPAID = 64 * 1024 * 1024  # bytes
+UNPAID = 8 * 1024 * 1024  # bytes; more than sockets buffer (tcp(7), tcp_wmem)
+ABANDONED_AFTER = 30.0  # seconds that a connection stays silent after its peer's EOF; nothing else would end it
+TICKS = 1000  # a second; what is due in the same one is kept as one
 NOW = struct.pack("ii", 1, 0)  # SO_LINGER without a time to linger: close() resets (socket(7))
 
 log = logging.getLogger(__name__)
@@ -67,6 +69,11 @@ class Faults:
         return ", ".join(told)
 
     @property
+    def left_to_chance(self) -> bool:
+        """Whether a seed makes a difference."""
+        return len(self.delay) > 1 or any((self.corrupt_rate, self.drop_rate, self.duplicate_rate))
+
+    @property
     def ends_after(self) -> int | None:
         """After how many bytes a connection is reset, closed or stalled, whichever is first."""
         return min(
@@ -104,7 +111,8 @@ class Strikes:
 class Victim:
     """What a connection's faults are at."""
 
-    source: Random
+    delays: Random
+    bits: Random
     corrupt: Strikes
     drop: Strikes
     duplicate: Strikes
@@ -148,10 +156,14 @@ class FaultyEchoServer(EchoServer):
         """Keep the bytes until they are due."""
         log.debug("%s  holds %s  %s", connection.peer, count(len(data), "byte"), printable(data))
         victim = self._victim(connection)
-        due = self.loop.clock() + self._delay(victim)
-        if victim.due:
-            due = max(due, victim.due[-1][0])  # for a stream keeps its order
-        victim.due.append((due, len(data)))
+        if victim.stalled:
+            return  # read on, for else nobody would notice that the peer has gone
+        due = math.ceil((self.loop.clock() + self._delay(victim)) * TICKS) / TICKS if self._faults.delay else 0.0
+        length = len(data)
+        if victim.due and due <= victim.due[-1][0]:  # for a stream keeps its order
+            due, held = victim.due.pop()
+            length += held
+        victim.due.append((due, length))
         connection.keep(data)
         self._echo(connection, victim)
 
@@ -160,7 +172,10 @@ class FaultyEchoServer(EchoServer):
         victim = self._victim(connection)
         if self._faults.no_half_close:
             connection.abort()
-        elif victim.due or victim.stalled:
+        elif victim.stalled:
+            abandoned = TimeoutError("stalled on request, and abandoned by its peer")
+            victim.timer = self.loop.call_later(ABANDONED_AFTER, lambda: connection.abort(abandoned))
+        elif victim.due:
             victim.eof = True
         else:
             connection.send_eof()
@@ -195,12 +210,15 @@ class FaultyEchoServer(EchoServer):
         victim = self._victims.get(connection)
         if victim is None:
             self._number += 1
-            source = Random(f"{self._faults.seed} {self._number}")
-            corrupt, drop, duplicate = (
-                Strikes(rate, source)
-                for rate in (self._faults.corrupt_rate, self._faults.drop_rate, self._faults.duplicate_rate)
+            faults = self._faults
+            delays, bits, corrupt, drop, duplicate = (Random(f"{faults.seed} {self._number} {n}") for n in range(5))
+            victim = Victim(
+                delays,
+                bits,
+                Strikes(faults.corrupt_rate, corrupt),
+                Strikes(faults.drop_rate, drop),
+                Strikes(faults.duplicate_rate, duplicate),
             )
-            victim = Victim(source, corrupt, drop, duplicate)
             self._victims[connection] = victim
         return victim
 
@@ -208,7 +226,7 @@ class FaultyEchoServer(EchoServer):
         if not self._faults.delay:
             return 0.0
         delays, weights = zip(*self._faults.delay, strict=True)
-        return float(victim.source.choices(delays, weights)[0])
+        return float(victim.delays.choices(delays, weights)[0])
 
     def _echo(self, connection: Connection, victim: Victim) -> None:
         """Send of what is held as much as its faults allow now, and come back for the rest."""
@@ -253,7 +271,7 @@ class FaultyEchoServer(EchoServer):
     def _spoil(self, victim: Victim, data: bytes) -> bytes:
         spoilt = bytearray(data)
         for place in victim.corrupt.within(len(spoilt)):
-            spoilt[place] ^= 1 << victim.source.randrange(8)
+            spoilt[place] ^= 1 << victim.bits.randrange(8)
             self.corrupted += 1
         for place in reversed(victim.drop.within(len(spoilt))):
             del spoilt[place]
@@ -274,4 +292,7 @@ class FaultyEchoServer(EchoServer):
             connection.abort(ConnectionResetError(f"reset on request after {count(victim.echoed, 'byte')}"))
         elif faults.ends_after == faults.close_after:
             connection.close()
+        else:
+            victim.due.clear()
+            connection.consume(len(connection.inbound))
         return True
