@@ -173,6 +173,7 @@ def test_closing_ends_workers_that_do_not_end_themselves(port):
         load.stop()
         load.close()
         assert not any(os.path.exists(f"/proc/{process}") for process in processes)
+        loop.run_once(0)
         assert load.tally.errors["worker", "died"].count == 2
 
 

@@ -334,8 +334,8 @@ class SharedLoad:
             timer.cancel()
         live, self.tally = self.tally, Tally(open_loop=self.plan.rate is not None)
         for worker in self._workers:
-            if worker.tally:
-                self.tally.add(worker.tally)
+            assert worker.tally is not None  # noqa: S101 - it has told one, or got one when it died
+            self.tally.add(worker.tally)
         died = live.errors.get(("worker", "died"))
         if died:
             self.tally.errors["worker", "died"] = died

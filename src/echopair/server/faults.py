@@ -223,8 +223,6 @@ class FaultyEchoServer(EchoServer):
         return victim
 
     def _delay(self, victim: Victim) -> float:
-        if not self._faults.delay:
-            return 0.0
         delays, weights = zip(*self._faults.delay, strict=True)
         return float(victim.delays.choices(delays, weights)[0])
 
