@@ -177,6 +177,23 @@ def test_closing_ends_workers_that_do_not_end_themselves(port):
         assert load.tally.errors["worker", "died"].count == 2
 
 
+def test_what_workers_told_before_they_died_adds_up():
+    with running_server("-q", "--corrupt-rate", "0.01%") as (server, port), EventLoop() as loop:
+        address = (socket.AF_INET, (LOCALHOST, int(port)))
+        plan = Plan(conns=4, duration=60.0, interval=0.1, workers=2, timeout=1.0)
+        load = SharedLoad(loop, [address], plan, Watcher())
+        run_until(loop, lambda: all(worker.failures and worker.times.count for worker in load._workers))
+        load.close()
+        loop.run_once(0)
+        failures = [failure for worker in load._workers for failure in worker.failures]
+        assert load.seconds > 0
+        assert load.tally.errors["echo", "mismatch"].count == len(failures) == load.tally.mismatched
+        assert sum(interval["messages"] for interval in load.tally.intervals) == load.tally.echoed
+        assert load.tally.sent == load.tally.echoed + load.tally.mismatched
+        server.terminate()
+        server.communicate()
+
+
 def test_a_worker_that_is_stopped_is_not_waited_for(port, monkeypatch):
     monkeypatch.setattr("echopair.cli.client_workers.GRACE", 0.1)
     with EventLoop() as loop:

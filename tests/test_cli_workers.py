@@ -183,7 +183,7 @@ def test_a_worker_that_is_past_heeding_signals_may_be_ended_by_the_second(monkey
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_worker_that_does_not_end_is_killed(monkeypatch, times):
+def test_a_worker_that_does_not_end_is_killed(monkeypatch, caplog, times):
     def deaf(_lifeline: int) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True:
@@ -197,6 +197,7 @@ def test_a_worker_that_does_not_end_is_killed(monkeypatch, times):
             loop.call_soon(workers.stop)
         loop.run()
         assert workers.status == FAILED
+        assert "killing worker 1, which did not end" in caplog.text
         workers.close()
 
 

@@ -220,6 +220,44 @@ def test_a_connection_falls_silent_after_so_many_bytes_and_holds_no_more_than_ot
     assert connection.closed  # nothing else would give it back
 
 
+def test_a_stall_after_eof_ends_as_well(loop, clock, serve):
+    server, connect = serve(stall_after=2, delay=((1.0, 100),))
+    peer = connect()
+    peer.sendall(b"hello")
+    peer.shutdown(socket.SHUT_WR)
+    settle(loop)
+    clock.advance(1.1)
+    assert got(loop, peer) == b"he"
+    (connection,) = server.connections
+    clock.advance(ABANDONED_AFTER)
+    settle(loop)
+    assert connection.closed
+
+
+def test_a_drain_waits_for_who_is_accepted_late_even_if_nobody_else_is_there(loop, clock, serve):
+    server, connect = serve(accept_delay=1.0)
+    peer = connect()
+    peer.sendall(b"hello")
+    done = []
+    Drain(loop, server, 5, lambda: done.append(1))
+    for _ in range(20):
+        clock.advance(0.1)
+        settle(loop)
+    assert got(loop, peer) == b"hello"
+    assert done
+
+
+def test_a_drain_that_takes_too_long_waits_for_nobody_to_be_accepted(loop, clock, serve):
+    server, connect = serve(accept_delay=10.0)
+    connect()
+    done = []
+    Drain(loop, server, 1, lambda: done.append(1))
+    for _ in range(20):
+        clock.advance(0.1)
+        settle(loop)
+    assert done
+
+
 def test_an_end_after_no_bytes_comes_with_the_first(loop, serve):
     _, connect = serve(close_after=0)
     peer = connect()

@@ -123,7 +123,9 @@ class Check:
         while True:
             try:
                 return await self._connect(addresses or self.addresses)
-            except Unreachable:
+            except Unreachable as error:
+                if addresses:
+                    raise Failed(str(error)) from None  # no word on whether the service is there
                 if self._round_trips or self.loop.clock() >= self._awaited_until:
                     raise
             await sleep(self.loop, RETRY_DELAY)
@@ -185,7 +187,8 @@ class Check:
             status, seen = self._judge(error)
             self._end()
             usually = self._usually(case, error) if status == FAILED else ""
-            self._before = "" if status == FAILED else case.name
+            if status != SKIPPED:
+                self._before = case.name if status == PASSED else ""
             self.loop.call_soon(self._next)
             self._told(Outcome(case, status, seen, usually, self.loop.clock() - began))
 
@@ -196,7 +199,7 @@ class Check:
 
         limit = max(LIMIT, 3 * self._patience) + ROUND_TRIPS * self.round_trip
         if not self._round_trips:
-            limit += self._wait
+            limit += self._wait + self._connect_timeout * len(self.addresses)
         timer = self.loop.call_later(limit, give_up)
         script = Script(self.loop, case.body(self), end)
         self._running = script, timer

@@ -146,6 +146,7 @@ class Worker(Messages):
     generator: Document | None = None
     times: Histogram = field(default_factory=Histogram)  # of its intervals, as are the bytes; all we know if it dies
     bytes_received: int = 0
+    failures: list[Failure] = field(default_factory=list)
     intervals: deque[tuple[Document, Histogram]] = field(default_factory=deque)  # that others have yet to tell of
 
     def on_ready(self, established: bool) -> None:
@@ -164,12 +165,14 @@ class Worker(Messages):
     def on_interval(self, interval: Document, times: Histogram) -> None:
         """Keep the figures until every process has told its own."""
         self.intervals.append((interval, times))
+        self.ends_at = (self.owner.began_at or 0.0) + interval["at_s"]
         self.times.merge(times)
         self.bytes_received += interval["bytes"]
         self.owner.add_intervals()
 
     def on_failed(self, failure: Failure) -> None:
-        """Pass it on."""
+        """Pass it on, and keep it."""
+        self.failures.append(failure)
         self.owner.failed(failure)
 
     def on_over(self) -> None:
@@ -198,11 +201,14 @@ class Worker(Messages):
         how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
         story = f"worker {self.number} {how}: of what it did, only whole intervals are in this report"
         self.owner.failed(Failure("worker", "died", story))
-        known = self.times.count
-        self.tally = Tally(sent=known, attempted=self.connected, established=self.connected)
+        mismatched = sum(failure.error == "mismatch" for failure in self.failures)
+        known = self.times.count + mismatched
+        self.tally = Tally(sent=known, mismatched=mismatched, attempted=self.connected, established=self.connected)
         self.tally.bytes_sent = self.tally.bytes_received = self.bytes_received
         self.tally.recent.merge(self.times)
         self.tally.end_interval(0.0, 0, 0)
+        for failure in self.failures:
+            self.tally.fail(failure.phase, failure.error, failure.story)
 
 
 class SharedLoad:

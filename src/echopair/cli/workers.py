@@ -56,13 +56,13 @@ class Workers:
         if self._stopping:
             self._hurried = True
             self._signal(SIGTERM)
-            self._loop.call_later(HURRY, partial(self._signal, SIGKILL))
+            self._loop.call_later(HURRY, self._kill)
             return
         self._stopping = True
         os.close(self._held)
         for timer in self._restarts.values():
             timer.cancel()
-        self._loop.call_later(self._patience, partial(self._signal, SIGKILL))
+        self._loop.call_later(self._patience, self._kill)
         self._end_if_over()
 
     def close(self) -> None:
@@ -77,6 +77,11 @@ class Workers:
         for listeners in self._sets:
             for listener in listeners:
                 listener.close()
+
+    def _kill(self) -> None:
+        for number, _ in self._running.values():
+            log.warning("killing worker %d, which did not end", number + 1)
+        self._signal(SIGKILL)
 
     def _signal(self, signum: int) -> None:
         for process in self._running:

@@ -27,17 +27,19 @@ class Drain(Handler):
     def __init__(self, loop: EventLoop, server: EchoServer, timeout: float, done: Callable[[], object]) -> None:
         self._server = server
         self._done = done
+        self._gave_up = False
         server.handler = self
         server.acceptor.finish()
         for connection in server.connections:
             connection.handler = self
         self._timer = loop.call_later(timeout, self.give_up)
         self._quiet_watch = IdleWatch(loop, server.connections, QUIET, self._quiet)
-        if not server.connections:
+        if not server.connections and not server.waiting:
             loop.call_soon(self._end)
 
     def give_up(self) -> None:
         """End what is left at once, and say what that costs."""
+        self._gave_up = True
         left = self._server.connections
         if left:
             owed = sum(len(connection.outbound) + len(connection.inbound) for connection in left)
@@ -46,6 +48,8 @@ class Drain(Handler):
             )
         for connection in left:
             connection.abort()
+        if not left:
+            self._end()
 
     def data_received(self, connection: Connection, data: bytes) -> None:
         """Serve on."""
@@ -62,7 +66,7 @@ class Drain(Handler):
     def connection_lost(self, connection: Connection, error: Exception | None) -> None:
         """Let the connection go; the last one ends the drain."""
         self._server.connection_lost(connection, error)
-        if not self._server.connections:
+        if not self._server.connections and (self._gave_up or not self._server.waiting):
             self._end()
 
     def _end(self) -> None:

@@ -55,6 +55,11 @@ class EchoServer(Handler):
         self._pipes = Pipes() if self._streams and zero_copy and splice else None
         self.acceptor = Acceptor(loop, listeners, self._accepted, self._room)
 
+    @property
+    def waiting(self) -> int:
+        """How many connections are here and not yet among `connections`."""
+        return 0
+
     def close(self) -> None:
         """Stop listening and end every connection at once; `Drain` does it gently."""
         self.acceptor.close()

@@ -173,8 +173,7 @@ class FaultyEchoServer(EchoServer):
         if self._faults.no_half_close:
             connection.abort()
         elif victim.stalled:
-            abandoned = TimeoutError("stalled on request, and abandoned by its peer")
-            victim.timer = self.loop.call_later(ABANDONED_AFTER, lambda: connection.abort(abandoned))
+            self._abandon(connection, victim)
         elif victim.due:
             victim.eof = True
         else:
@@ -202,6 +201,11 @@ class FaultyEchoServer(EchoServer):
 
         log.debug("%s  waits to be accepted", format_address(address))
         self._unaccepted[sock] = self.loop.call_later(self._faults.accept_delay, accept)
+
+    @property
+    def waiting(self) -> int:
+        """How many connections wait to be accepted."""
+        return len(self._unaccepted)
 
     def _room(self) -> int:
         return super()._room() - (len(self._unaccepted) if self._max_conns is not None else 0)
@@ -293,4 +297,11 @@ class FaultyEchoServer(EchoServer):
         else:
             victim.due.clear()
             connection.consume(len(connection.inbound))
+            if victim.eof:
+                self._abandon(connection, victim)
         return True
+
+    def _abandon(self, connection: Connection, victim: Victim) -> None:
+        """End a stalled connection later, for its peer has said that it sends nothing more."""
+        error = TimeoutError("stalled on request, and abandoned by its peer")
+        victim.timer = self.loop.call_later(ABANDONED_AFTER, lambda: connection.abort(error))
