@@ -13,6 +13,7 @@ import socket
 import statistics
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -192,15 +193,19 @@ class Check:
             self.loop.call_soon(self._next)
             self._told(Outcome(case, status, seen, usually, self.loop.clock() - began))
 
-        def give_up() -> None:
+        def give_up(still: float) -> None:
+            nonlocal timer
+            if still and not self._round_trips:  # nobody was there yet, and there is time to wait for
+                timer = self.loop.call_later(still, partial(give_up, 0.0))
+                self._running = script, timer
+                return
             script.cancel()
             rate = size(sum(peer.received for peer in self._peers) / limit)
             end(None, Late(f"not done within {duration(limit)}: {self._doing} ({rate}/s)"))
 
         limit = max(LIMIT, 3 * self._patience) + ROUND_TRIPS * self.round_trip
-        if not self._round_trips:
-            limit += self._wait + self._connect_timeout * len(self.addresses)
-        timer = self.loop.call_later(limit, give_up)
+        more = self._wait + self._connect_timeout * len(self.addresses)
+        timer = self.loop.call_later(limit, partial(give_up, more))
         script = Script(self.loop, case.body(self), end)
         self._running = script, timer
 
