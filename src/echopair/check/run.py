@@ -182,6 +182,7 @@ class Check:
             self._done()
             return
         case, began = self._left.pop(0), self.loop.clock()
+        timer: Timer
 
         def end(_result: None, error: Exception | None) -> None:
             timer.cancel()
