@@ -201,6 +201,12 @@ def explain(error: OSError, port: int = 0, *, connecting: bool = False) -> str:
     return f"{reason} ({remedy})" if remedy else reason
 
 
+def tell_unreachable(failures: Iterable[tuple[Address, OSError]]) -> str:
+    """Return the story of a `Dial` that has failed: what became of each address."""
+    told = (f"{format_address(address[1])}: {explain(error, connecting=True)}" for address, error in failures)
+    return f"cannot connect to {'; '.join(told)}"
+
+
 class Dial:
     """An attempt to connect to each of `addresses` in turn, `timeout` seconds for each, without blocking.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import struct
 import sys
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ except ImportError:  # pragma: no cover - Windows has neither
     ioctl = None  # type: ignore[assignment]
 
 READ_SIZE = 64 * 1024  # bytes a recv; twice that and each call costs an mmap and a munmap (malloc's threshold)
+NO_LINGER = struct.pack("ii", 1, 0)  # SO_LINGER with no time to linger: closing resets (socket(7), RFC 9293 3.10.4)
 MAX_BUFFER = 256 * 1024  # bytes; the high-water mark of either buffer
 
 log = logging.getLogger(__name__)

@@ -7,15 +7,14 @@ wrong is told as it was seen from here, with the number of the byte at which it 
 from __future__ import annotations
 
 import socket
-import struct
 from collections.abc import Callable
 
 from echopair.check.script import ready, sleep
 from echopair.client.mismatch import agreement, diagnose, dump
+from echopair.connection import NO_LINGER, READ_SIZE
 from echopair.loop import READ, WRITE, EventLoop
 from echopair.text import count, duration, reason
 
-READ_SIZE = 64 * 1024
 COMPARED = 1024  # bytes after the first wrong one, to say what happened there and not further on
 MOMENT = 0.2  # seconds in which what must not come has time to come
 
@@ -127,8 +126,8 @@ class Peer:
         self._set(socket.SO_RCVBUF, length)
 
     def reset(self) -> None:
-        """End with a reset: SO_LINGER with no time to linger (socket(7), RFC 9293 3.10.4)."""
-        self._set(socket.SO_LINGER, struct.pack("ii", 1, 0))
+        """End with a reset."""
+        self._set(socket.SO_LINGER, NO_LINGER)
         self.close()
 
     def close(self) -> None:

@@ -17,9 +17,10 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from echopair.address import Address, Dial, explain, format_address
+from echopair.address import Address, Dial, tell_unreachable
 from echopair.check.peer import MOMENT, Failed, Peer
 from echopair.check.script import Resume, Script, sleep, together, wait
+from echopair.client.echo import RETRY_DELAY
 from echopair.loop import EventLoop, Timer
 from echopair.text import duration, size
 
@@ -28,7 +29,6 @@ PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 LIMIT = 10.0  # seconds for a case, or three times the patience; and beside that
 ROUND_TRIPS = 100  # which no case has more of in a row
 AT_LENGTH = 3.0  # seconds that repetitions of a round trip may take
-RETRY_DELAY = 0.1  # seconds; how soon a service that is awaited is tried again
 
 log = logging.getLogger(__name__)
 
@@ -138,10 +138,7 @@ class Check:
                 resume(sock)
 
             def failed(failures: list[tuple[Address, OSError]]) -> None:
-                told = (
-                    f"{format_address(address[1])}: {explain(error, connecting=True)}" for address, error in failures
-                )
-                resume(error=Unreachable("cannot connect to " + "; ".join(told)))
+                resume(error=Unreachable(tell_unreachable(failures)))
 
             dial = Dial(self.loop, addresses, self._connect_timeout, connected, failed)
             return dial.cancel

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from echopair import __version__
-from echopair.address import Address, AddressError, format_address
+from echopair.address import Address, AddressError
 from echopair.check.cases import CASES
 from echopair.check.run import FAILED as NOT_OK
 from echopair.check.run import PASSED, SKIPPED, Case, Check, Outcome
 from echopair.cli.command import FAILED, OK, Output, columns, complain, wants_colour
-from echopair.cli.reaching import Reach
-from echopair.cli.results import ResultFile
+from echopair.cli.reaching import Reach, target
+from echopair.cli.results import ResultFile, as_json, timestamp
 from echopair.loop import EventLoop
 from echopair.text import count, duration
 
@@ -48,7 +46,7 @@ def check(args: argparse.Namespace, output: Output) -> int:
         if tap:
             tap.tell(outcome)
 
-    started, began = datetime.now(UTC).replace(tzinfo=None), time.monotonic()
+    started, began = time.time(), time.monotonic()
     interrupted, reason = _run(args, output, cases, told)
     well = len(outcomes) == len(cases) and not any(each.status == NOT_OK for each in outcomes)
     status = interrupted or (OK if well else FAILED)
@@ -56,8 +54,8 @@ def check(args: argparse.Namespace, output: Output) -> int:
         "schema_version": 1,
         "program": "echo-client --check",
         "version": __version__,
-        "target": "itself (--loopback)" if args.loopback else format_address((args.host, args.port)),
-        "started_at": f"{started.isoformat(timespec='milliseconds')}Z",
+        "target": target(args),
+        "started_at": timestamp(started),
         "duration_s": round(time.monotonic() - began, 6),
         "exit_status": status,
         "checks": [_entry(outcome) for outcome in outcomes],
@@ -70,7 +68,7 @@ def check(args: argparse.Namespace, output: Output) -> int:
         complain("echo-client", reason, status)
     if junit:
         document["exit_status"] = status = max(status, junit.write(_junit(document)))
-    output.text(_summary(document, len(cases)) if tap else json.dumps(document, allow_nan=False) + "\n")
+    output.text(_summary(document, len(cases)) if tap else as_json(document))
     return status
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from echopair.address import Address
 from echopair.cli.busy import Busy
 from echopair.cli.command import FAILED, OK
+from echopair.cli.forking import ending
 from echopair.client.load import CATCH_UP, Load, Plan, Watcher
 from echopair.client.session import Failure
 from echopair.connection import Connection, Handler
@@ -198,8 +199,7 @@ class Worker(Messages):
         status = os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
         if self.tally:
             return
-        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-        story = f"worker {self.number} {how}: of what it did, only whole intervals are in this report"
+        story = f"worker {self.number} {ending(status)}: of what it did, only whole intervals are in this report"
         self.owner.failed(Failure("worker", "died", story))
         mismatched = sum(failure.error == "mismatch" for failure in self.failures)
         known = self.times.count + mismatched
@@ -219,7 +219,6 @@ class SharedLoad:
         self.tally = Tally(open_loop=plan.rate is not None)
         self.began_at: float | None = None
         self.stage = "connecting"
-        self.stopped = False
         self._loop = loop
         self._watcher = watcher
         self._bytes_received = 0
@@ -263,7 +262,6 @@ class SharedLoad:
 
     def stop(self) -> None:
         """End now; what is under way stays unanswered."""
-        self.stopped = True
         for worker in self._workers:
             tell(worker.connection, "stop")
         self._kill_after(GRACE)

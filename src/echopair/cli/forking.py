@@ -24,6 +24,11 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def ending(status: int) -> str:
+    """Say how a process ended, by its exit code (os.waitstatus_to_exitcode)."""
+    return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+
+
 def check_possible() -> None:
     """Raise UsageError where this system cannot have workers."""
     if not (hasattr(os, "fork") and hasattr(socket, "SO_REUSEPORT")):

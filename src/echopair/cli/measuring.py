@@ -8,16 +8,15 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from echopair import __version__
-from echopair.address import Address, AddressError, format_address
+from echopair.address import Address, AddressError
 from echopair.cli.busy import Busy
 from echopair.cli.command import FAILED, OK, Output
 from echopair.cli.meter import Lines, Meter, Progress
-from echopair.cli.reaching import Reach
-from echopair.cli.results import Results
+from echopair.cli.reaching import Reach, target
+from echopair.cli.results import Results, timestamp
 from echopair.client.load import Load, Plan, Watcher
 from echopair.client.session import Failure
 from echopair.loop import EventLoop
@@ -101,7 +100,7 @@ class Run(Watcher):
         else:
             self._load = Load(self._loop, addresses, plan, self)
         self._progress.start(self._loop, self._load)
-        self._event("start", {"target": self._target(), "load": self._asked()})
+        self._event("start", {"target": target(self._args), "load": self._asked()})
 
     def stop(self) -> None:
         """End now."""
@@ -142,13 +141,12 @@ class Run(Watcher):
     def document(self) -> Document:
         """Return the result document, but for the thresholds and what they make of the exit status."""
         seconds = self._load.seconds if self._load else 0.0
-        began = datetime.fromtimestamp(self._began, UTC).replace(tzinfo=None).isoformat(timespec="milliseconds")
         return {
             "schema_version": 1,
             "program": "echo-client",
             "version": __version__,
-            "target": self._target(),
-            "started_at": f"{began}Z",
+            "target": target(self._args),
+            "started_at": timestamp(self._began),
             "duration_s": round(seconds, 6),
             "exit_status": self.reach.status or (FAILED if self.tally.went_wrong else OK),
             "load": self._asked(),
@@ -159,9 +157,6 @@ class Run(Watcher):
 
     def _this_process(self) -> Document:
         return self.tally.generator(*self._busy.figures, shared=self._args.loopback)
-
-    def _target(self) -> str:
-        return "itself (--loopback)" if self._args.loopback else format_address((self._args.host, self._args.port))
 
     def _asked(self) -> Document:
         args = self._args

@@ -7,13 +7,18 @@ import socket
 from collections.abc import Callable
 from functools import partial
 
-from echopair.address import Address, AddressError, listen, resolve
+from echopair.address import Address, AddressError, format_address, listen, resolve
 from echopair.cli.command import HUNG_UP, INTERRUPTED, OK, TERMINATED
 from echopair.loop import SIGHUP, SIGINT, SIGTERM, EventLoop
 from echopair.server.drain import Drain
 from echopair.server.echo import EchoServer
 
 RESOLVE_RETRY_DELAY = 0.2  # seconds
+
+
+def target(args: argparse.Namespace) -> str:
+    """Return the server as documents name it."""
+    return "itself (--loopback)" if args.loopback else format_address((args.host, args.port))
 
 
 class Reach:

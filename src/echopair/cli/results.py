@@ -9,6 +9,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from echopair.cli.command import (
     FAILED,
@@ -61,7 +62,7 @@ class Results:
         self._args = args
         self._output = output
         formats: dict[str, tuple[str | None, Callable[[Document], str]]] = {
-            "--output": (args.output, _as_json),
+            "--output": (args.output, as_json),
             "--hdr": (args.hdr, _as_hgrm),
             "--report": (args.report, _as_page),
         }
@@ -86,7 +87,7 @@ class Results:
         for file, text in self._files:
             status = max(status, file.write(text(document)))
         if self._args.json:
-            self._output.text(_as_json(document))
+            self._output.text(as_json(document))
         elif self._args.json_lines:
             self._output.line(json.dumps({"event": "end", "data": document}, allow_nan=False), flush=True)
         else:
@@ -123,7 +124,12 @@ def merge_files(args: argparse.Namespace, output: Output) -> int:
     return Results(args, output).tell(document)
 
 
-def _as_json(document: Document) -> str:
+def timestamp(seconds: float) -> str:
+    """Return a moment, in seconds of the epoch, as documents have it: UTC, with milliseconds (RFC 3339)."""
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+
+
+def as_json(document: Document) -> str:
     """Return the document as JSON, on one line (RFC 8259: neither NaN nor Infinity)."""
     return json.dumps(document, allow_nan=False) + "\n"
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from echopair.cli.command import FAILED, OK
+from echopair.cli.forking import ending
 from echopair.loop import SIGCHLD, SIGINT, SIGKILL, SIGTERM, EventLoop, Timer
 from echopair.text import duration
 
@@ -126,8 +127,7 @@ class Workers:
         lived = self._loop.clock() - since
         self._died_young[number] = self._died_young[number] + 1 if lived < YOUNG else 0
         delay = min(RESTART_DELAY * 2 ** min(max(self._died_young[number] - 1, 0), 10), MAX_RESTART_DELAY)
-        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-        log.warning("worker %d %s; starting it anew in %s", number + 1, how, duration(delay))
+        log.warning("worker %d %s; starting it anew in %s", number + 1, ending(status), duration(delay))
         self._restarts[number] = self._loop.call_later(delay, partial(self._start, number))
 
     def _end_if_over(self) -> None:

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from echopair.address import Address, Dial, explain, format_address
+from echopair.address import Address, Dial, format_address, tell_unreachable
 from echopair.client.session import Failure, Session, error_name
 from echopair.connection import Connection
 from echopair.idle import IdleWatch
@@ -113,12 +113,8 @@ class EchoClient:
             connection.abort(error)
 
     def _failed(self, session: Session, failures: list[tuple[Address, OSError]]) -> None:
-        told = "; ".join(
-            f"{format_address(address[1])}: {explain(error, connecting=True)}" for address, error in failures
-        )
-        session.failure = Failure(
-            "connect", error_name(failures[-1][1]), f"connection {session.number}: cannot connect to {told}"
-        )
+        story = f"connection {session.number}: {tell_unreachable(failures)}"
+        session.failure = Failure("connect", error_name(failures[-1][1]), story)
         if self.loop.clock() < self._awaited_until:  # that is still its failure if it is stopped meanwhile
             self._dials[session] = self.loop.call_later(RETRY_DELAY, partial(self._dial, session))
         else:

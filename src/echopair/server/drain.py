@@ -48,7 +48,7 @@ class Drain(Handler):
             )
         for connection in left:
             connection.abort()
-        if not left:
+        if not left and self._server.waiting:
             self._end()
 
     def data_received(self, connection: Connection, data: bytes) -> None:

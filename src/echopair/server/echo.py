@@ -97,7 +97,7 @@ class EchoServer(Handler):
     def _room(self) -> int:
         if self._max_conns is None:
             return ACCEPTS_PER_WAKEUP
-        return self._max_conns - len(self.connections)
+        return self._max_conns - len(self.connections) - self.waiting
 
 
 class VerboseEchoServer(EchoServer):

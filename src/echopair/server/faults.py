@@ -10,13 +10,12 @@ from __future__ import annotations
 import logging
 import math
 import socket
-import struct
 from collections import deque
 from dataclasses import dataclass, field
 from random import Random
 
 from echopair.address import format_address
-from echopair.connection import Connection
+from echopair.connection import NO_LINGER, Connection
 from echopair.loop import EventLoop, Timer
 from echopair.server.echo import EchoServer
 from echopair.text import count, duration, printable, size
@@ -30,7 +29,6 @@ SLICES_PER_SECOND = 50  # of a throttled peer's bytes
 UNPAID = 8 * 1024 * 1024  # bytes; more than sockets buffer (tcp(7), tcp_wmem)
 ABANDONED_AFTER = 30.0  # seconds that a connection stays silent after its peer's EOF; nothing else would end it
 TICKS = 1000  # a second; what is due in the same one is kept as one
-NOW = struct.pack("ii", 1, 0)  # SO_LINGER without a time to linger: close() resets (socket(7))
 
 log = logging.getLogger(__name__)
 
@@ -207,9 +205,6 @@ class FaultyEchoServer(EchoServer):
         """How many connections wait to be accepted."""
         return len(self._unaccepted)
 
-    def _room(self) -> int:
-        return super()._room() - (len(self._unaccepted) if self._max_conns is not None else 0)
-
     def _victim(self, connection: Connection) -> Victim:
         victim = self._victims.get(connection)
         if victim is None:
@@ -290,7 +285,7 @@ class FaultyEchoServer(EchoServer):
             return False
         victim.stalled = True
         if faults.ends_after == faults.reset_after:
-            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NOW)
+            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
             connection.abort(ConnectionResetError(f"reset on request after {count(victim.echoed, 'byte')}"))
         elif faults.ends_after == faults.close_after:
             connection.close()
