@@ -9,13 +9,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from echopair.address import Address
 from echopair.connection import Connection, Handler
 from echopair.loop import EventLoop
 
-HUNG = 20.0  # seconds; only a test that fails gets there
+HUNG = 60.0  # seconds; only a test that fails gets there, however busy the machine is
 LOCALHOST = "127.0.0.1"
 
 
@@ -85,13 +86,20 @@ class ScriptedSocket(socket.socket):
         super().shutdown(how)
 
 
+def unix_pair() -> tuple[socket.socket, socket.socket]:
+    """A connected pair of non-blocking stream sockets, whose bytes move at once."""
+    pair = socket.socketpair()
+    for sock in pair:
+        sock.setblocking(False)
+    return pair
+
+
 def small_pair() -> tuple[socket.socket, socket.socket]:
     """A connected pair of non-blocking stream sockets with the smallest buffers that the kernel grants."""
-    pair = socket.socketpair()
+    pair = unix_pair()
     for sock in pair:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-        sock.setblocking(False)
     return pair
 
 
@@ -103,6 +111,27 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
     one.setblocking(False)
     other.setblocking(False)
     return one, other
+
+
+def unix_listener(name: bytes = b"") -> socket.socket:
+    """Listen on a Unix socket; without a name on one that the kernel chooses (unix(7), autobind).
+
+    What is sent there has come when `send` returns. Loopback TCP takes a moment, longer on some systems than on others,
+    in which a clock that a test moves goes on.
+    """
+    listener = socket.socket(socket.AF_UNIX)
+    listener.setblocking(False)
+    listener.bind(name)
+    listener.listen()
+    return listener
+
+
+def connected_to(address: Address) -> socket.socket:
+    """Return a non-blocking socket that is connected to a listener."""
+    sock = socket.socket(address[0])
+    sock.connect(address[1])
+    sock.setblocking(False)
+    return sock
 
 
 def reset(sock: socket.socket) -> None:
@@ -120,7 +149,7 @@ def run_until(loop: EventLoop, condition: Callable[[], object]) -> None:
 
 
 def settle(loop: EventLoop) -> None:
-    """Turn the loop as often as it takes for nothing to be ready; for sockets whose bytes move at once."""
+    """Turn the loop as often as it takes for nothing to be ready; for sockets whose bytes move at once, not for TCP."""
     for _ in range(10):
         loop.run_once(0)
 
@@ -138,6 +167,19 @@ def read_all(sock: socket.socket, loop: EventLoop) -> bytes:
         return not chunk
 
     run_until(loop, ended)
+    return bytes(data)
+
+
+def read_exactly(sock: socket.socket, loop: EventLoop, length: int) -> bytes:
+    """Read so many bytes from a non-blocking socket while the loop turns."""
+    data = bytearray()
+
+    def complete() -> bool:
+        with suppress(BlockingIOError):
+            data.extend(sock.recv(length - len(data)))
+        return len(data) == length
+
+    run_until(loop, complete)
     return bytes(data)
 
 

@@ -54,9 +54,10 @@ needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no ::1"
 
 
 @pytest.mark.parametrize(
-    ("sockaddr", "text"), [(("127.0.0.1", 80), "127.0.0.1:80"), (("::1", 80, 0, 0), "[::1]:80"), (("", 0), ":0")]
+    ("sockaddr", "text"),
+    [(("127.0.0.1", 80), "127.0.0.1:80"), (("::1", 80, 0, 0), "[::1]:80"), (("", 0), ":0"), ("/a", "/a")],
 )
-def test_address_is_shown_with_brackets_around_colons(sockaddr: tuple, text: str) -> None:
+def test_address_is_shown_with_brackets_around_colons(sockaddr: tuple | str, text: str) -> None:
     assert format_address(sockaddr) == text
 
 

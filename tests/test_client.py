@@ -21,7 +21,18 @@ from echopair.client.payload import PERIOD, PIECE_SIZE, STAMP_SIZE, Payload
 from echopair.client.pipe import Pipe
 from echopair.client.session import FULL, LENGTH, NONE
 from echopair.connection import Connection
-from helpers import LOCALHOST, ScriptedSocket, read_all, reset, run_until, settle, small_pair, tcp_pair
+from helpers import (
+    LOCALHOST,
+    ScriptedSocket,
+    read_all,
+    read_exactly,
+    reset,
+    run_until,
+    settle,
+    small_pair,
+    unix_listener,
+    unix_pair,
+)
 
 # Payload
 
@@ -136,7 +147,7 @@ def test_too_little_to_compare_is_not_named():
 class Conversation:
     """A session on one end of a pair; the test is the server on the other."""
 
-    def __init__(self, loop, *messages: bytes, pair=tcp_pair, **options) -> None:
+    def __init__(self, loop, *messages: bytes, pair=unix_pair, **options) -> None:
         near, self.server = pair()
         self.ended: list[Session] = []
         self.loop = loop
@@ -448,7 +459,7 @@ class Run:
     """A client on the loop, with a server that the test plays."""
 
     def __init__(self, loop, *sessions: Session, addresses=None, **options) -> None:
-        (self.listener,) = listen([LOCALHOST], 0)
+        self.listener = unix_listener()
         self.loop = loop
         self.ended: list[Session] = []
         self.done = 0
@@ -542,7 +553,7 @@ def test_a_refused_connection_is_a_failure_that_names_the_address(run, loop):
 def test_a_silent_server_is_given_the_timeout_and_no_more(run, loop, clock):
     run = run(Session(1, iter([b"abc"])), timeout=10)
     server = run.accept()
-    settle(loop)
+    assert read_exactly(server, loop, 3) == b"abc"
     clock.advance(9.5)
     server.send(b"a")
     settle(loop)
@@ -582,7 +593,7 @@ class Plumbing:
         self.loop = loop
         self.source, self.input = os.pipe()
         self.output, self.sink = os.pipe()
-        near, self.server = tcp_pair()
+        near, self.server = unix_pair()
         self.ended: list[Session] = []
         os.set_blocking(self.sink, False)
         self.session = Pipe(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from echopair.connection import READ_SIZE, Connection, Handler
 from echopair.loop import READ, WRITE, EventLoop
-from helpers import Clock, Recorder, ScriptedSocket, read_all, reset, run_until, settle, small_pair, tcp_pair
+from helpers import Clock, Recorder, ScriptedSocket, read_all, reset, run_until, settle, small_pair, tcp_pair, unix_pair
 
 
 class Echo(Recorder):
@@ -154,7 +154,7 @@ def test_the_default_handler_keeps_bytes_for_consume_and_answers_eof(loop):
 
 
 def test_the_default_handler_stops_reading_a_peer_that_nobody_listens_to(loop):
-    near, far = tcp_pair()
+    near, far = unix_pair()
     connection = Connection(loop, near, Handler(), "peer", max_buffer=10_000)
     idle = 0
     while idle < 20:

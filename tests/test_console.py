@@ -57,7 +57,10 @@ def read_to_end(sock: socket.socket) -> bytes:
 
 
 def fill_the_path(sock: socket.socket, payload: bytes) -> int:
-    """Send without reading until nothing has moved for a while; return how much was sent."""
+    """Send without reading until nothing has moved for a while; return how much was sent.
+
+    Another process takes what is sent, and a machine may be busy with others for longer: then it is less.
+    """
     sock.settimeout(0.2)
     sent = 0
     try:
@@ -219,8 +222,9 @@ def few_descriptors() -> None:
 def test_sigterm_with_megabytes_owed_delivers_them():
     payload = os.urandom(32 * MIB)
     with running_server() as (server, port), connect(port) as peer:
-        sent = fill_the_path(peer, payload)
-        assert sent > 2 * MIB
+        sent = 0
+        while sent < 2 * MIB:
+            sent += fill_the_path(peer, payload[sent:])
         server.terminate()
         assert read_to_end(peer) == payload[:sent]
         peer.close()
@@ -255,29 +259,39 @@ def test_ctrl_c_ends_a_long_run_with_its_report():
 # Measured runs
 
 
-def test_a_server_stopped_for_a_second_shows_in_the_response_and_in_the_service_of_few():
-    arguments = ["-c", "10", "-d", "5", "-r", "1k", "--json-lines"]
+def test_a_server_that_is_stopped_shows_in_the_response_of_many_and_in_the_service_of_few():
+    arguments = ["-c", "10", "-d", "3", "-i", "0.5", "-r", "200", "--json-lines"]
     with running_server() as (server, port), running("echo-client", f"{LOCALHOST}:{port}", *arguments) as client:
         intervals = 0
         for line in client.stdout:
             event = json.loads(line)
             if event["event"] == "interval":
                 intervals += 1
-                if intervals in (2, 3):  # a second lies between
-                    server.send_signal(signal.SIGSTOP if intervals == 2 else signal.SIGCONT)
-        assert client.wait(HUNG) == 0
+                if intervals == 1:
+                    server.send_signal(signal.SIGSTOP)
+                    stopped_at = time.monotonic()
+                elif intervals == 3:
+                    stopped = time.monotonic() - stopped_at
+                    server.send_signal(signal.SIGCONT)
+        client.wait(HUNG)
     document = event["data"]
-    response, service = (document["latency_us"][name] for name in ("response", "service"))
-    assert document["messages"] == {"sent": 5000, "echoed": 5000, "mismatched": 0, "unanswered": 0, "not_sent": 0}
-    assert 200_000 < response["percentiles"]["90"] < 800_000
-    assert service["percentiles"]["99"] < 200_000
-    assert response["max"] > 900_000 < service["max"]
-    slow = sum(number for lowest, number in document["histograms"]["service"]["buckets"] if lowest > 200_000_000)
-    assert slow == 10  # one on each connection
+    messages, half = document["messages"], stopped / 2 * 1e9
+
+    def slow(name: str) -> int:
+        """Of how many messages it took more than half as long as the server was stopped."""
+        return sum(number for lowest, number in document["histograms"][name]["buckets"] if lowest > half)
+
+    assert messages["sent"] == messages["echoed"] == 600 - messages["not_sent"]
+    assert slow("service") == 10  # one on each connection
+    assert slow("response") > 0.8 * 200 * stopped / 2  # all that were due while it had longer than that to stand still
 
 
 def test_a_known_delay_is_measured():
-    """A server that answers 20 ms after it got a message, by its own clock: p50 is within 1 % and a millisecond."""
+    """A server that answers 20 ms after it got a message, by its own clock.
+
+    No response takes less. How much more is the machine's affair, but in a closed loop each connection has one message
+    in flight at any time, so that all responses together take as long as the run, times the connections.
+    """
 
     class Delayed(asyncio.Protocol):
         def connection_made(self, transport):
@@ -294,11 +308,12 @@ def test_a_known_delay_is_measured():
         port = server.sockets[0].getsockname()[1]
         try:
             for rate in ([], ["-r", "500"]):
-                measured = []
-                while len(measured) < 5 and not any(p50 <= 20_000 * 1.01 + 1000 for p50 in measured):
-                    done = run_client(f"{LOCALHOST}:{port}", "-c", "20", "-d", "1", "-J", *rate)
-                    measured.append(json.loads(done.stdout)["latency_us"]["response"]["percentiles"]["50"])
-                assert 20_000 <= min(measured) <= 20_000 * 1.01 + 1000  # the best of five, for others are at work here
+                done = run_client(f"{LOCALHOST}:{port}", "-c", "20", "-d", "1", "-J", *rate)
+                document = json.loads(done.stdout)
+                response = document["latency_us"]["response"]
+                assert min(response["min"], document["latency_us"]["service"]["min"]) >= 20_000
+                in_flight = response["count"] * response["mean"] / 1e6 / document["duration_s"]
+                assert rate or 20 * 0.9 < in_flight < 20 * 1.001
         finally:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
@@ -425,22 +440,21 @@ def listening_port(process: subprocess.Popen) -> int:
 
 
 def test_listening_soon_after_the_imports_that_it_cannot_do_without(tmp_path):
-    """Within 1.6 times what the interpreter takes to import four of its modules; the best of interleaved runs."""
+    """Within 1.6 times the CPU time that the interpreter takes to import four of its modules, the best of each."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE", "PYTHON"))}
     clean["PYTHONPYCACHEPREFIX"] = str(tmp_path)  # compiled, as an installed package is
     imports = [sys.executable, "-c", "import argparse, selectors, socket, logging; print('imported', flush=True)"]
     server = [COMMANDS / "echo-server", "--port", "0"]
-    best = {}
-    for attempt in range(12):
+    took = {"imports": [], "server": []}
+    for _ in range(6):
         for name, command in (("imports", imports), ("server", server)):
-            started = time.perf_counter()
             with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=clean) as process:
                 process.stdout.readline()
-                took = time.perf_counter() - started
                 process.kill()
-            if attempt > 1:
-                best[name] = min(took, best.get(name, took))
-    assert best["server"] < 1.6 * best["imports"], best
+                _, status, usage = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
+                took[name].append(usage.ru_utime + usage.ru_stime)
+    assert min(took["server"]) < 1.6 * min(took["imports"]), took
 
 
 def test_a_reader_that_never_reads_cannot_keep_the_client_from_being_ended():

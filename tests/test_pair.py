@@ -15,7 +15,7 @@ from echopair.client.payload import Payload
 from echopair.connection import Connection
 from echopair.loop import EventLoop
 from echopair.server import EchoServer
-from helpers import LOCALHOST, Recorder, run_until, settle
+from helpers import LOCALHOST, Recorder, connected_to, run_until, settle, unix_listener
 
 
 def run_pair(loop: EventLoop, sessions: list[Session], **server_options) -> tuple[EchoServer, EchoClient]:
@@ -101,13 +101,12 @@ def test_fifty_idle_connections_let_the_loop_sleep(loop, selector):
 
 def test_a_flood_does_not_keep_a_ping_waiting(loop):
     """Each turn gives every connection at most one read, so a ping's echo is at most two turns away."""
-    server = EchoServer(loop, listen([LOCALHOST], 0))
+    server = EchoServer(loop, [unix_listener()])
     flooders = [Session(number, (b"x" * 65536 for _ in range(10**9)), pipeline=10**9) for number in range(1, 9)]
     client = EchoClient(loop, server.addresses, flooders, done=lambda: None)
     run_until(loop, lambda: all(session.pieces_echoed > 5 for session in flooders))
     ping = Recorder()
-    sock = _connected(server)
-    connection = Connection(loop, sock, ping, "server")
+    connection = Connection(loop, connected_to(server.addresses[0]), ping, "server")
     run_until(loop, lambda: server.connections_served == 9)
     connection.send(b"ping")
     turns = 0
@@ -119,11 +118,3 @@ def test_a_flood_does_not_keep_a_ping_waiting(loop):
     client.stop()
     server.close()
     settle(loop)
-
-
-def _connected(server: EchoServer):
-    import socket
-
-    sock = socket.create_connection(server.addresses[0][1])
-    sock.setblocking(False)
-    return sock

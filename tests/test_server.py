@@ -11,12 +11,12 @@ import pytest
 
 from echopair.address import listen
 from echopair.connection import READ_SIZE
-from echopair.loop import EventLoop
+from echopair.loop import READ, EventLoop
 from echopair.server import EchoServer
 from echopair.server.acceptor import ACCEPTS_PER_WAKEUP, RECOVERED_AFTER, RETRY_DELAY, Acceptor
 from echopair.server.drain import QUIET, Drain
 from echopair.server.echo import VerboseEchoServer
-from helpers import LOCALHOST, read_all, reset, run_until, settle
+from helpers import LOCALHOST, read_all, read_exactly, reset, run_until, settle, unix_listener
 
 
 class FailingListener(socket.socket):
@@ -46,7 +46,7 @@ class World:
         self.peers: list[socket.socket] = []
 
     def connect(self, *, served: bool = True, receive_buffer: int | None = None) -> socket.socket:
-        peer = socket.socket()
+        peer = socket.socket(self.listener.family)
         self.peers.append(peer)
         if receive_buffer:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -87,16 +87,18 @@ def make(loop, request, *args, **options) -> World:
 
 
 def send_what_fits(world: World, peer: socket.socket, payload: bytes = b"x" * (32 << 20)) -> int:
-    """Send without reading until neither side takes more; return how much was sent."""
-    sent = idle = 0
-    while idle < 20 and sent < len(payload):
-        try:
-            sent += peer.send(memoryview(payload)[sent : sent + 65536])
-            idle = 0
-        except BlockingIOError:
-            idle += 1
-        world.loop.run_once(0)
-    return sent
+    """Send without reading until the server, which is owed, reads no more; return how much was sent."""
+    unsent = memoryview(payload)
+
+    def full() -> bool:
+        nonlocal unsent
+        with suppress(BlockingIOError):
+            while unsent:
+                unsent = unsent[peer.send(unsent[:65536]) :]
+        return not unsent or not world.connection().wanted & READ
+
+    run_until(world.loop, full)
+    return len(payload) - len(unsent)
 
 
 # Accepting
@@ -112,7 +114,8 @@ def test_accepts_from_every_listener(loop, request):
     acceptor.close()
 
 
-def test_accepts_so_many_a_wake_up_and_no_more(world, loop):
+def test_accepts_so_many_a_wake_up_and_no_more(loop, request):
+    world = make(loop, request, listener=unix_listener())
     for _ in range(ACCEPTS_PER_WAKEUP + 5):
         world.connect(served=False)
     loop.run_once(0)
@@ -212,16 +215,10 @@ def test_who_waits_in_the_queue_at_the_end_is_served(world, loop):
     done = []
     Drain(loop, world.server, 5, lambda: done.append(True))
     for peer in peers:
-        run_until(loop, lambda peer=peer: received(peer))
+        assert read_exactly(peer, loop, 5) == b"hello"
         peer.close()
     run_until(loop, lambda: done)
     assert world.server.connections_served == len(peers)
-
-
-def received(peer: socket.socket) -> bool:
-    with suppress(BlockingIOError):
-        return peer.recv(100) == b"hello"
-    return False
 
 
 # Echoing
@@ -284,8 +281,7 @@ def test_life_and_death_are_logged_with_byte_counts(world, loop, caplog):
     caplog.set_level(logging.DEBUG)
     peer = world.connect()
     peer.send(b"hello")
-    run_until(loop, lambda: world.connection().bytes_sent)
-    assert peer.recv(100) == b"hello"
+    assert read_exactly(peer, loop, 5) == b"hello"
     peer.close()
     run_until(loop, lambda: not world.server.connections)
     reset(world.connect())
@@ -305,9 +301,8 @@ def test_the_verbose_server_logs_payloads_escaped(loop, request, caplog):
     world = make(loop, request, VerboseEchoServer)
     peer = world.connect()
     peer.send(b"\x1b[2Jhello\n")
-    run_until(loop, lambda: world.connection().bytes_sent)
+    assert read_exactly(peer, loop, 10) == b"\x1b[2Jhello\n"
     assert r'echoes 10 bytes  "\x1b[2Jhello\n"' in caplog.text
-    assert peer.recv(100) == b"\x1b[2Jhello\n"
 
 
 # Draining
@@ -364,8 +359,7 @@ def test_a_peer_that_goes_on_is_served_on(world, loop, clock, done):
     for _ in range(10):
         clock.advance(QUIET * 0.9)
         peer.send(b"more")
-        run_until(loop, lambda: world.connection().active_at == clock())
-        assert peer.recv(100) == b"more"
+        assert read_exactly(peer, loop, 4) == b"more"
     let_quiet_pass(loop, clock)
     assert read_all(peer, loop) == b""
 
@@ -437,7 +431,8 @@ def test_an_error_that_waits_to_be_read_is_left_to_the_connection(world, loop, d
     run_until(loop, lambda: done.count)
 
 
-def test_the_drain_timeout_cuts_peers_that_take_nothing(world, loop, clock, done, caplog):
+def test_the_drain_timeout_cuts_peers_that_take_nothing(loop, request, zero_copy, clock, done, caplog):
+    world = make(loop, request, listener=unix_listener(), zero_copy=zero_copy)
     send_what_fits(world, world.connect())
     owed = len(world.connection().outbound)
     Drain(loop, world.server, 5, done)

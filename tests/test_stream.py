@@ -14,7 +14,7 @@ from echopair.connection import Handler
 from echopair.server import zerocopy
 from echopair.server.stream import LARGE, EchoStream
 from echopair.server.zerocopy import PIPE_SIZE, SPARE_PIPES, Pipe, Pipes
-from helpers import HUNG, Recorder, ScriptedSocket, read_all, run_until, settle, small_pair, tcp_pair
+from helpers import HUNG, Recorder, ScriptedSocket, read_all, run_until, settle, small_pair, tcp_pair, unix_pair
 
 pytestmark = pytest.mark.skipif(zerocopy.splice is None, reason="this system has no splice(2)")
 
@@ -30,7 +30,7 @@ def pipes() -> Iterator[Pipes]:
 
 @pytest.fixture
 def stream(loop, pipes) -> Iterator[Callable[..., tuple[EchoStream, socket.socket, Recorder]]]:
-    """Make a stream on one end of a TCP connection, and yield it with the other end and its handler."""
+    """Make a stream on one end of a connection, TCP unless asked otherwise, with the other end and its handler."""
     made: list[tuple[EchoStream, socket.socket]] = []
 
     def make(pair=tcp_pair, handler: Handler | None = None, **options):
@@ -72,7 +72,7 @@ def push(loop, peer: socket.socket, payload: bytes) -> bytes:
 
 
 def fill(loop, peer: socket.socket, payload: bytes = BIG * 8) -> int:
-    """Send without reading until nothing moves; return how much was sent."""
+    """Send without reading until nothing moves, on a pair whose bytes move at once; return how much was sent."""
     sent = idle = 0
     while idle < 20:
         try:
@@ -116,7 +116,7 @@ def test_small_ones_after_large_ones_are_copied_again(stream, loop):
 
 
 def test_half_close_waits_for_what_is_owed_from_the_pipe(stream, loop):
-    connection, peer, _ = stream(handler=Handler())
+    connection, peer, _ = stream(unix_pair, handler=Handler())
     sent = fill(loop, peer)
     assert isinstance(connection.outbound, Pipe)
     peer.shutdown(socket.SHUT_WR)
@@ -128,7 +128,7 @@ def test_half_close_waits_for_what_is_owed_from_the_pipe(stream, loop):
 
 
 def test_who_is_owed_keeps_its_pipe_and_others_share_another(stream, loop, pipes):
-    slow, peer, _ = stream()
+    slow, peer, _ = stream(unix_pair)
     fill(loop, peer)
     kept = slow.outbound
     assert isinstance(kept, Pipe)
@@ -141,7 +141,7 @@ def test_who_is_owed_keeps_its_pipe_and_others_share_another(stream, loop, pipes
 
 
 def test_no_more_is_read_while_a_pipe_is_owed_and_all_comes_in_the_end(stream, loop):
-    connection, peer, handler = stream()
+    connection, peer, handler = stream(unix_pair)
     sent = fill(loop, peer)
     received = connection.bytes_received
     settle(loop)
@@ -162,13 +162,13 @@ def test_no_more_is_read_while_a_pipe_is_owed_and_all_comes_in_the_end(stream, l
 
 
 def test_a_mark_below_the_pipe_bounds_what_is_owed(stream, loop):
-    connection, peer, _ = stream(max_buffer=50_000)
+    connection, peer, _ = stream(unix_pair, max_buffer=50_000)
     fill(loop, peer)
     assert 0 < len(connection.outbound) <= max(50_000, LARGE * 4)
 
 
 def test_the_end_gives_the_pipe_back(stream, loop, pipes):
-    connection, peer, _ = stream()
+    connection, peer, _ = stream(unix_pair)
     fill(loop, peer)
     pipe = connection.outbound
     connection.abort()
@@ -225,7 +225,7 @@ def test_an_error_in_a_pipe_ends_the_connection_and_harms_no_other(stream, loop,
     def fail(*_arguments):
         raise ConnectionResetError(errno.ECONNRESET, "reset")
 
-    connection, peer, _ = stream()
+    connection, peer, _ = stream(unix_pair)
     if where == "later":
         fill(loop, peer)
         monkeypatch.setattr(Pipe, "flush", fail)
@@ -254,7 +254,7 @@ def test_spurious_readiness_is_nothing(stream, loop):
 
 
 def test_a_spurious_flush_of_a_pipe_is_nothing(stream, loop):
-    connection, peer, _ = stream()
+    connection, peer, _ = stream(unix_pair)
     fill(loop, peer)
     owed = len(connection.outbound)
     connection._flush()

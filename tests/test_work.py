@@ -167,15 +167,12 @@ def test_a_message_takes_the_client_three_system_calls(loop, echo):
 
 
 def test_the_client_keeps_no_memory_a_message(loop, echo):
+    load = Load(loop, [(socket.AF_INET, echo)], Plan(count=1200, interval=3600.0), counting := Counting())
+    counting.work = nullcontext()
     blocks = []
-
-    class Measuring(Watcher):
-        def interval_ended(self, _interval) -> None:
-            gc.collect()
-            blocks.append(sys.getallocatedblocks())
-
-    Load(loop, [(socket.AF_INET, echo)], Plan(duration=0.5, interval=0.05), watcher := Measuring())
-    run_until(loop, lambda: len(blocks) > 8)
-    assert blocks[7] - blocks[3] < 4 * 40 + 100  # what is kept is an interval's figures, some thirty objects
-    del watcher
-    run_until(loop, lambda: len(loop._selector.get_map()) == 1)
+    for messages in (100, 1100):
+        run_until(loop, lambda messages=messages: load.sent >= messages)
+        gc.collect()
+        blocks.append(sys.getallocatedblocks())
+    assert blocks[1] - blocks[0] < 50
+    run_until(loop, lambda: counting.done)

@@ -36,15 +36,17 @@ REMEDIES = {
 # connect(2): no port of the ephemeral range is free towards that address; or IPv6 is switched off
 NO_LOCAL_PORT = "no local port is left for it: use fewer connections, or widen net.ipv4.ip_local_port_range"
 
-Address = tuple[int, tuple["Any", ...]]  # a family and a socket address: one of the ways to reach a host
+Address = tuple[int, "Any"]  # a family and a socket address: one of the ways to reach a host
 
 
 class AddressError(Exception):
     """A name that does not resolve or an address that cannot be used; says which, why, and what to do."""
 
 
-def format_address(sockaddr: tuple[Any, ...]) -> str:
-    """Return `127.0.0.1:80` or `[::1]:80`."""
+def format_address(sockaddr: Any) -> str:
+    """Return `127.0.0.1:80` or `[::1]:80`; of a Unix socket its path, which may be empty."""
+    if not isinstance(sockaddr, tuple):
+        return str(sockaddr)
     host, port = sockaddr[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -280,8 +282,9 @@ def _start_connecting(address: Address) -> socket.socket:
     family, sockaddr = address
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    if isinstance(sockaddr, tuple):  # not a Unix socket's path
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     status = sock.connect_ex(sockaddr)
     if status not in IN_PROGRESS:
         sock.close()
