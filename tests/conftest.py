@@ -1,4 +1,4 @@
-"""Fixtures: a loop on each kind of selector, with a clock that the test moves, and nothing left behind."""
+"""Fixtures: a loop with a clock that the test moves, on each kind of selector if asked for; and nothing left behind."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from echopair.loop import EventLoop, LeanEpollSelector
+from echopair.loop import EventLoop, default_selector
 from helpers import Clock, descriptors
 
 
@@ -17,13 +17,20 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["LeanEpollSelector", "PollSelector", "SelectSelector"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that says so on every kind of selector."""
+    if "selector" in metafunc.fixturenames and metafunc.definition.get_closest_marker("every_selector"):
+        metafunc.parametrize("selector", ["default", "PollSelector", "SelectSelector"], indirect=True)
+
+
+@pytest.fixture
 def selector(request: pytest.FixtureRequest) -> selectors.BaseSelector:
-    if request.param == "LeanEpollSelector" and hasattr(selectors, "EpollSelector"):
-        return LeanEpollSelector()
-    if not hasattr(selectors, request.param):
-        pytest.skip(f"this system has no {request.param}")
-    return getattr(selectors, request.param)()
+    kind = getattr(request, "param", "default")
+    if kind == "default":
+        return default_selector()
+    if not hasattr(selectors, kind):
+        pytest.skip(f"this system has no {kind}")
+    return getattr(selectors, kind)()
 
 
 @pytest.fixture

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
 import socket
 import sys
+import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -171,17 +174,23 @@ def test_a_second_signal_does_not_wait_for_output(server, capsys):
     """A reader that never reads holds what came back; the first signal would wait for it."""
 
     def signal_twice(sock: socket.socket) -> None:
-        sock.settimeout(0.3)
-        with suppress(TimeoutError):  # nothing moves any more: our output is full, and so is all before it
-            sock.sendall(bytes(64 << 20))
-        sock.settimeout(HUNG)
+        sock.sendall(bytes(1 << 17))
+        while filled(from_sink) < fcntl.fcntl(from_sink, fcntl.F_GETPIPE_SZ):
+            time.sleep(0.001)  # another thread is to do something
         os.kill(os.getpid(), signal.SIGINT)
         with suppress(ConnectionResetError):
             sock.recv(1000)  # till the client, on the first signal, has closed
         os.kill(os.getpid(), signal.SIGINT)
 
-    with piped() as (_, _):
+    with piped() as (_, from_sink):
         assert client.main([server(signal_twice), "-", "--verify", "none"]) == INTERRUPTED
+
+
+def filled(pipe: int) -> int:
+    """How many bytes are in a pipe (ioctl_pipe(2), FIONREAD)."""
+    number = bytearray(4)
+    fcntl.ioctl(pipe, termios.FIONREAD, number)
+    return int.from_bytes(number, sys.byteorder)
 
 
 @contextmanager

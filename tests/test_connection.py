@@ -13,6 +13,8 @@ from echopair.connection import READ_SIZE, Connection, Handler
 from echopair.loop import READ, WRITE, EventLoop
 from helpers import Clock, Recorder, ScriptedSocket, read_all, reset, run_until, settle, small_pair, tcp_pair, unix_pair
 
+pytestmark = pytest.mark.every_selector
+
 
 class Echo(Recorder):
     def data_received(self, connection: Connection, data: bytes) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import selectors
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -106,12 +105,6 @@ class Run(Watcher):
             assert time.monotonic() < deadline, "the load never ended"
             self.pass_time(MS, MS / 10)
         return self.load.tally.figures(self.load.seconds, PERCENTS)
-
-
-@pytest.fixture
-def selector() -> selectors.BaseSelector:
-    """One kind will do: what a load does is not the selector's business."""
-    return selectors.DefaultSelector()
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ import pytest
 from echopair.loop import MAX_WAIT, READ, TIMERS, WRITE, EventLoop, LeanEpollSelector
 from helpers import HUNG, Clock, run_until
 
+pytestmark = pytest.mark.every_selector
+
 Pair = tuple[socket.socket, socket.socket]
 
 

@@ -17,6 +17,8 @@ from echopair.loop import EventLoop
 from echopair.server import EchoServer
 from helpers import LOCALHOST, Recorder, connected_to, run_until, settle, unix_listener
 
+pytestmark = pytest.mark.every_selector
+
 
 def run_pair(loop: EventLoop, sessions: list[Session], **server_options) -> tuple[EchoServer, EchoClient]:
     """Run the sessions against a server in the same loop until all have ended on both ends."""
