@@ -65,5 +65,12 @@ def _logging_as_it_was() -> Iterator[None]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--soak", type=float, default=2.0, help="seconds of each soak (test_chaos.py)")
+    parser.addoption("--soak", type=float, default=1.0, help="seconds of each soak (test_chaos.py)")
     parser.addoption("--soak-seed", type=int, help="of its chance")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give a soak the time that it is to take, besides the limit of every test."""
+    for item in items:
+        if item.get_closest_marker("soak"):
+            item.add_marker(pytest.mark.timeout(float(config.getini("timeout")) + config.getoption("--soak")))

@@ -532,7 +532,7 @@ def test_a_terminal_has_a_live_meter(monkeypatch, capsys, arguments, shown):
 def test_the_meter_counts_errors_and_shows_the_last_interval(monkeypatch, capsys, server):
     be_a_terminal(monkeypatch)
     monkeypatch.setenv("NO_COLOR", "1")
-    assert client.main([server(close_early), "-d", "1.6s"]) == FAILED
+    assert client.main([server(close_early), "-d", "1.3s"]) == FAILED
     err = capsys.readouterr().err
     assert re.search(r" messages/s  [\d.]+ .?i?B/s  p50 .*  p99 .*  \d+ errors", err)
     assert "\x1b[1m" not in err

@@ -20,6 +20,8 @@ import pytest
 
 from helpers import HUNG, LOCALHOST
 
+pytestmark = pytest.mark.timeout(600)  # the first test waits for all checks
+
 BROKEN = Path(__file__).parent.parent / "examples" / "broken"
 GALLERY = {path.stem: path for path in sorted(BROKEN.glob("*.py"))}
 AT_ONCE = 6  # what they mostly do is wait

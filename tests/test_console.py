@@ -205,8 +205,8 @@ def test_out_of_descriptors_it_sleeps_and_can_still_be_stopped():
         peers[0].sendall(b"hello")
         assert peers[0].recv(100) == b"hello"
         before = cpu_seconds(server)
-        select.select([], [], [], 1)  # the measure: a server that spins takes all of this second
-        assert cpu_seconds(server) - before < 0.3
+        select.select([], [], [], 0.5)  # the measure: a server that spins takes all of this time
+        assert cpu_seconds(server) - before < 0.1
         server.terminate()
         assert server.wait(HUNG) == 0
         for peer in peers:
@@ -308,7 +308,7 @@ def test_a_known_delay_is_measured():
         port = server.sockets[0].getsockname()[1]
         try:
             for rate in ([], ["-r", "500"]):
-                done = run_client(f"{LOCALHOST}:{port}", "-c", "20", "-d", "1", "-J", *rate)
+                done = run_client(f"{LOCALHOST}:{port}", "-c", "20", "-d", "0.6", "-J", *rate)
                 document = json.loads(done.stdout)
                 response = document["latency_us"]["response"]
                 assert min(response["min"], document["latency_us"]["service"]["min"]) >= 20_000
@@ -322,11 +322,11 @@ def test_a_known_delay_is_measured():
 
 def test_an_open_loop_keeps_its_rate_or_says_that_it_could_not():
     with running_server("-q") as (_, port):
-        done = run_client(f"{LOCALHOST}:{port}", "-c", "50", "-d", "2", "-r", "20k", "-J")
+        done = run_client(f"{LOCALHOST}:{port}", "-c", "50", "-d", "1", "-r", "20k", "-J")
     document = json.loads(done.stdout)
     messages = document["messages"]
-    assert messages["sent"] + messages["not_sent"] == 40_000
-    assert messages["sent"] >= 39_600 or "could not be sent (" in done.stderr
+    assert messages["sent"] + messages["not_sent"] == 20_000
+    assert messages["sent"] >= 19_800 or "could not be sent (" in done.stderr
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -359,8 +359,8 @@ def test_a_closed_standard_output_does_not_cost_the_document(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "shape"),
     [
-        (120, r"━{12}  1\.[0-7] s, 0 s left  [\d,]+ messages/s  [\d.]+ .iB/s  p50 .*  p99 .*  0 errors"),
-        (80, r"1\.[0-7] s, 0 s left  [\d,]+ messages/s  p50 .*  p99 .*  0 errors"),
+        (120, r"━{12}  1\.\d s, 0 s left  [\d,]+ messages/s  [\d.]+ .iB/s  p50 .*  p99 .*  0 errors"),
+        (80, r"1\.\d s, 0 s left  [\d,]+ messages/s  p50 .*  p99 .*  0 errors"),
     ],
 )
 def test_the_meter_is_drawn_on_a_real_terminal_and_wiped_out(columns, shape):
@@ -369,7 +369,7 @@ def test_the_meter_is_drawn_on_a_real_terminal_and_wiped_out(columns, shape):
     fcntl.ioctl(ours, termios.TIOCSWINSZ, size)
     environment = {**os.environ}  # not what readline, which pytest imports, has set behind its back: COLUMNS
     environment.pop("COLUMNS", None)
-    with running("echo-client", "--loopback", "-d", "1.7", stderr=ours, env=environment) as client:
+    with running("echo-client", "--loopback", "-d", "1.6", stderr=ours, env=environment) as client:
         os.close(ours)
         drawn = b""
         try:
