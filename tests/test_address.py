@@ -55,7 +55,15 @@ needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no ::1"
 
 @pytest.mark.parametrize(
     ("sockaddr", "text"),
-    [(("127.0.0.1", 80), "127.0.0.1:80"), (("::1", 80, 0, 0), "[::1]:80"), (("", 0), ":0"), ("/a", "/a")],
+    [
+        (("127.0.0.1", 80), "127.0.0.1:80"),
+        (("::1", 80, 0, 0), "[::1]:80"),
+        (("", 0), ":0"),
+        ("/a", "/a"),
+        (("fe80::1", 80, 0, socket.if_nametoindex("lo")), "[fe80::1%lo]:80"),
+        (("fe80::1", 80, 0, 2**31 - 1), "[fe80::1%2147483647]:80"),
+        (("fe80::1%eth0", 80), "[fe80::1%eth0]:80"),
+    ],
 )
 def test_address_is_shown_with_brackets_around_colons(sockaddr: tuple | str, text: str) -> None:
     assert format_address(sockaddr) == text
@@ -71,6 +79,9 @@ def test_address_is_shown_with_brackets_around_colons(sockaddr: tuple | str, tex
         ("[::1]", ("::1", None)),
         ("[::1]:0", ("::1", 0)),
         ("[fe80::1%eth0]:7", ("fe80::1%eth0", 7)),
+        ("tcp:7", ("tcp", 7)),
+        ("feb.example", ("feb.example", None)),
+        ("a\0b", ("a\0b", None)),
         ("[host]:80", ("host", 80)),
     ],
 )
@@ -87,7 +98,22 @@ def test_host_and_port_are_split(text: str, parts: tuple[str, int | None]) -> No
         ("[::1]80", "not an address"),
         ("host:", "there is no port after the colon"),
         ("[::1]:", "there is no port after the colon"),
-        ("tcp://host:7", "'tcp://host:7' is not an address: write HOST:PORT, without tcp://"),
+        ("tcp://host:7", "'tcp://host:7' is not an address: write host:7, without tcp://"),
+        ("http://me@host:80/x", "'http://me@host:80/x' is not an address: write host:80, without http://"),
+        ("http://host/", "'http://host/' is not an address: write host:PORT, without http://"),
+        ("TCP4:host:7", "'TCP4:host:7' is not an address: write host:7, without TCP4:"),
+        ("unix:/tmp/x", "'unix:/tmp/x' asks for a Unix socket, and only plain TCP is spoken so far: write HOST:PORT"),
+        ("udp://[::1]:7", r"asks for UDP, and only plain TCP is spoken so far: write \[::1\]:7"),
+        ("https://host", "asks for TLS, and only plain TCP is spoken so far: write host:PORT"),
+        ("/tmp/x", "'/tmp/x' is a path, not a host: write HOST:PORT"),
+        ("12345", "'12345' looks like a port: write :12345"),
+        ("00007", "'00007' looks like a port: write :7"),
+        ("65536", "'65536' is not a port: give a number from 0 to 65535"),
+        ("2130706433", "'2130706433' would be the address 127.0.0.1: write that"),
+        ("127.1:7", "'127.1' would be the address 127.0.0.1: write that"),
+        ("0x7f.1", "'0x7f.1' would be the address 127.0.0.1"),
+        ("010.0.0.1", "'010.0.0.1' would be the address 8.0.0.1"),
+        ("[fe80::1]:7", "'fe80::1' is link-local: add the interface, like fe80::1%eth0"),
         ("host:http", "'http' is not a port: give a number from 0 to 65535"),
     ],
 )
@@ -108,6 +134,21 @@ def test_anything_else_is_not_a_port(text: str) -> None:
 
 
 # Resolving
+
+
+@needs_ipv6
+def test_a_zone_goes_in_and_comes_out() -> None:
+    host, port = split_host_port("[fe80::1%lo]:7")
+    assert port is not None
+    ((_, sockaddr),) = resolve(host, port)
+    assert sockaddr[3] == socket.if_nametoindex("lo")
+    assert format_address(sockaddr) == "[fe80::1%lo]:7"
+
+
+@needs_ipv6
+def test_where_it_cannot_listen_is_told_with_the_zone() -> None:
+    with pytest.raises(AddressError, match=r"cannot listen on \[fe80::1%lo\]:0: "):  # lo has no such address
+        listen(["fe80::1%lo"], 0)
 
 
 def test_loopback_is_what_an_empty_host_means_to_a_client_and_every_interface_to_a_server() -> None:

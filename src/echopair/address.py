@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -36,6 +37,8 @@ REMEDIES = {
 # connect(2): no port of the ephemeral range is free towards that address; or IPv6 is switched off
 NO_LOCAL_PORT = "no local port is left for it: use fewer connections, or widen net.ipv4.ip_local_port_range"
 
+NOT_YET = {"unix": "a Unix socket", "udp": "UDP", "tls": "TLS", "ssl": "TLS", "https": "TLS"}  # by scheme
+
 Address = tuple[int, "Any"]  # a family and a socket address: one of the ways to reach a host
 
 
@@ -44,11 +47,21 @@ class AddressError(Exception):
 
 
 def format_address(sockaddr: Any) -> str:
-    """Return `127.0.0.1:80` or `[::1]:80`; of a Unix socket its path, which may be empty."""
+    """Return `127.0.0.1:80`, `[::1]:80`, with its zone `[fe80::1%eth0]:80`; of a Unix socket its path, maybe empty."""
     if not isinstance(sockaddr, tuple):
         return str(sockaddr)
     host, port = sockaddr[:2]
+    if len(sockaddr) > 3 and sockaddr[3]:
+        host = f"{host}%{_zone(sockaddr[3])}"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _zone(scope: int) -> str:
+    """Return the name of an interface (RFC 4007 11.2), or its number where it is gone."""
+    try:
+        return socket.if_indextoname(scope)
+    except OSError:
+        return str(scope)
 
 
 def split_host_port(text: str) -> tuple[str, int | None]:
@@ -56,8 +69,7 @@ def split_host_port(text: str) -> tuple[str, int | None]:
 
     Raises ValueError, saying what is wrong (RFC 3986 3.2.2 for the brackets).
     """
-    if "://" in text:
-        raise ValueError(f"{text!r} is not an address: write HOST:PORT, without {text.partition('://')[0]}://")
+    _check_scheme(text)
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
@@ -68,7 +80,44 @@ def split_host_port(text: str) -> tuple[str, int | None]:
     else:
         host, colon, rest = text.partition(":")
         port = rest if colon else None
+        if re.fullmatch("[0-9]{1,5}", text):
+            raise ValueError(f"{text!r} looks like a port: write :{parse_port(text)}")
+    _check_host(host)
     return host, None if port is None else parse_port(port)
+
+
+def _check_scheme(text: str) -> None:
+    """Raise ValueError for a URL, and for a prefix of socat's, as in `tcp:host:7` and `unix:/tmp/x`."""
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        scheme, separator, rest = text.partition(":")
+        if not re.fullmatch("(tcp|udp)[46]?|unix", scheme, re.IGNORECASE) or rest.isdecimal():  # a host's name
+            return
+    what = NOT_YET.get(scheme.lower().rstrip("46"))
+    address = "" if scheme.lower() == "unix" else rest.partition("/")[0].rpartition("@")[2]
+    if not re.search(r":\w+$", address):
+        address = f"{address or 'HOST'}:PORT"
+    if what:
+        raise ValueError(f"{text!r} asks for {what}, and only plain TCP is spoken so far: write {address}")
+    raise ValueError(f"{text!r} is not an address: write {address}, without {scheme}{separator}")
+
+
+def _check_host(host: str) -> None:
+    """Raise ValueError for what no resolver should see.
+
+    inet_aton(3), and so every resolver, takes `127.1`, `0x7f000001` and `010.0.0.1` for addresses, the last one for
+    8.0.0.1; a typing error must not lead to a stranger.
+    """
+    if "/" in host:
+        raise ValueError(f"{host!r} is a path, not a host: write HOST:PORT")
+    try:
+        meant = socket.inet_ntoa(socket.inet_aton(host))
+    except (OSError, ValueError):  # a name, an IPv6 address; a NUL
+        meant = host
+    if meant != host:
+        raise ValueError(f"{host!r} would be the address {meant}: write that")
+    if host.lower().startswith(("fe8", "fe9", "fea", "feb")) and ":" in host and "%" not in host:  # RFC 4291 2.5.6
+        raise ValueError(f"{host!r} is link-local: add the interface, like {host}%eth0")
 
 
 def parse_port(text: str) -> int:
@@ -142,7 +191,7 @@ def _listen_all(groups: list[list[Address]], port: int, backlog: int | None, *, 
                 try:
                     listeners[address] = _listen_on(address, port, backlog, shared=shared)
                 except OSError as error:
-                    error.filename = format_address((address[1][0], port))
+                    error.filename = format_address((address[1][0], port, *address[1][2:]))
                     if error.errno not in FAMILY_MISSING:
                         raise
                     missing = error
