@@ -10,7 +10,7 @@ from echopair.client import EchoClient, Session
 from echopair.loop import EventLoop
 from echopair.server import EchoServer
 
-MESSAGES = [b"Message 1 from client.", b"Message 2 from client."]
+MESSAGES = [b"This is the first message", b"This is the second message"]
 
 with EventLoop() as loop:
     server = EchoServer(loop, listen(["localhost"], 0))  # 0: any port that is free

@@ -16,8 +16,10 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from echopair.cli import client
+from echopair.cli import client, client_options
+from echopair.cli.client_options import parser as client_parser
 from echopair.cli.command import FAILED, INTERRUPTED, OK, TERMINATED, USAGE
+from echopair.cli.options import Parser
 from helpers import HUNG, LOCALHOST
 
 
@@ -68,6 +70,13 @@ def answer(data: bytes) -> Callable[[socket.socket], None]:
     return serve
 
 
+def with_port(port: int) -> Parser:
+    """The client's parser with another default port, for nobody may listen on its own one in a test."""
+    parser = client_parser()
+    parser.set_defaults(port=port)
+    return parser
+
+
 # The conversation
 
 
@@ -77,13 +86,13 @@ def test_the_conversation_is_shown_line_by_line(server, capsys):
     *lines, summary = capsys.readouterr().out.splitlines()
     assert lines == [
         f"[1] connected  to {target}",
-        '[1] sent       22 bytes  "Message 1 from client."',
-        '[1] received   22 bytes  "Message 1 from client."',
-        '[1] sent       22 bytes  "Message 2 from client."',
-        '[1] received   22 bytes  "Message 2 from client."',
-        "[1] closed     44 bytes sent, 44 received",
+        '[1] sent       25 bytes  "This is the first message"',
+        '[1] received   25 bytes  "This is the first message"',
+        '[1] sent       26 bytes  "This is the second message"',
+        '[1] received   26 bytes  "This is the second message"',
+        "[1] closed     51 bytes sent, 51 received",
     ]
-    assert re.fullmatch(r"1 connection, 2 messages came back, all 44 bytes intact, in [0-9.]+ [mu]?s", summary)
+    assert re.fullmatch(r"1 connection, 2 messages came back, all 51 bytes intact, in [0-9.]+ [mu]?s", summary)
 
 
 def test_messages_are_bytes_not_characters(capsys):
@@ -97,7 +106,7 @@ def test_loopback_serves_every_connection(capsys):
     assert client.main(["--loopback", "--conns", "12"]) == OK
     out = capsys.readouterr().out
     assert "[ 1] connected" in out
-    assert "12 connections, 24 messages came back, all 528 bytes intact" in out
+    assert "12 connections, 24 messages came back, all 612 bytes intact" in out
 
 
 def test_the_environment_sets_what_the_command_line_leaves_out(monkeypatch, capsys):
@@ -106,6 +115,44 @@ def test_the_environment_sets_what_the_command_line_leaves_out(monkeypatch, caps
     monkeypatch.setenv("ECHO_CLIENT_MESSAGE", "one message")
     assert client.main([]) == OK
     assert "3 connections, 3 messages came back, all 33 bytes intact" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("environ", "arguments"),
+    [
+        ({"PORT": "tcp://10.96.12.3:7"}, []),
+        ({"PORT": "http", "HOST": "a:b"}, ["localhost:{}"]),
+        ({"PORT": "http"}, ["--host", "localhost", "--port", "{}"]),
+        ({"HOST": "", "CONNS": "", "LOOPBACK": "", "TIMEOUT": ""}, ["localhost:{}"]),
+        ({"PORT": "http", "HOST": "a:b"}, ["--loopback"]),
+    ],
+)
+def test_the_environment_does_not_matter_where_the_command_line_says_it(server, monkeypatch, environ, arguments):
+    port = server(echo).rpartition(":")[2]
+    monkeypatch.setattr(client_options, "parser", lambda: with_port(int(port)))
+    for name, value in environ.items():
+        monkeypatch.setenv(f"ECHO_CLIENT_{name}", value)
+    assert client.main(["-4", *(argument.format(port) for argument in arguments)]) == OK
+
+
+@pytest.mark.parametrize(
+    ("environ", "arguments", "complaint"),
+    [
+        ({"PORT": "http"}, ["localhost"], "ECHO_CLIENT_PORT: 'http' is not a port"),
+        ({"HOST": "12345"}, [":7"], "ECHO_CLIENT_HOST: '12345' looks like a port: write --port 12345"),
+        (
+            {"MESSAGE": "x", "CONNS": "2", "SEED": "1"},
+            ["-n", "2", "--seed", "3"],
+            "-m says what to send, -n, --seed goes with generated messages: leave out one "
+            "(the environment sets ECHO_CLIENT_CONNS, ECHO_CLIENT_MESSAGE)",
+        ),
+    ],
+)
+def test_where_the_environment_is_to_blame_it_is_named(monkeypatch, capsys, environ, arguments, complaint):
+    for name, value in environ.items():
+        monkeypatch.setenv(f"ECHO_CLIENT_{name}", value)
+    assert client.main(arguments) == USAGE
+    assert f"echo-client: {complaint}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["-p", "{}"], ["--host", LOCALHOST, "--port", "{}"], [":{}", "-p", "1"]])
@@ -166,8 +213,8 @@ def test_a_signal_ends_the_run_with_its_report(server, capsys, signum, status):
 
     assert client.main([server(signal_then_wait)]) == status
     out = capsys.readouterr().out
-    assert "[1] closed     22 bytes sent, 0 received" in out
-    assert "interrupted, 0 messages came back, 22 bytes sent, 0 received" in out
+    assert "[1] closed     25 bytes sent, 0 received" in out
+    assert "interrupted, 0 messages came back, 25 bytes sent, 0 received" in out
 
 
 def test_a_second_signal_does_not_wait_for_output(server, capsys):
@@ -241,7 +288,14 @@ def test_a_pipe_sums_up_for_a_person_and_not_for_a_script(server, monkeypatch, c
         (["-", "-n", "2"], "- sends standard input on one connection: leave out -n"),
         (["-", "-c", "2"], "- sends standard input on one connection"),
         (["a:1", "b:1"], "unexpected argument 'b:1'"),
-        (["127.0.0.1", "7"], "unexpected argument '7'; a port goes into --port"),
+        (["127.0.0.1", "7"], "unexpected argument '7': write 127.0.0.1:7"),
+        (["::1", "7"], "unexpected argument '7': write [::1]:7"),
+        (["12345"], "'12345' looks like a port: write :12345"),
+        (["--host", "12345"], "--host: '12345' looks like a port: write --port 12345"),
+        (["-z", "localhost", "7"], "-z: echo-client always sends something; leave -z out"),
+        (["-k"], "-k: connections stay open anyway; --reconnect-every 1 makes one for each message"),
+        (["-l", "7"], "-l: echo-client connects; echo-server listens"),
+        (["-t", "10"], "-t: a duration goes into -d, a time limit into --timeout"),
         (["--host", ""], "--host: a host has a name or an address; this one is empty"),
         (["--host", "a:1"], "--host: 'a:1' is a host and a port: the port goes into --port"),
         (["-m", "x", "--seed", "2"], "-m says what to send, --seed goes with generated messages"),

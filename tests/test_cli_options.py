@@ -10,16 +10,16 @@ import socket
 import pytest
 
 from echopair import __version__
-from echopair.cli import options
+from echopair.cli import client_options, options, server
 from echopair.cli.options import UsageError, checked, count, duration, size
 
 
 def parser() -> options.Parser:
-    parser = options.Parser("echo-test", "Tests.", "examples:\n  echo-test")
+    parser = options.Parser("echo-test", "Tests.", "examples:\n  echo-test", {"-t": "a time goes into --delay"})
     add = parser.add_argument
     add("target", nargs="?", help="where to")
     add("-p", "--port", type=checked(int), default=12345, help="its port")
-    add("--host", action=options.Collect, default=["localhost"], help="its name")
+    add("--host", action=options.Collect, type=options.each(options.host), default=["localhost"], help="its name")
     add("-m", "--message", action=options.Collect, help="what to say")
     add("--say-it", choices=["loud", "low"], default="low", help="how")
     add("--max", type=size(1), default="256K", help="how much")
@@ -112,9 +112,36 @@ def test_what_is_no_quantity_says_what_would_be(read, text: str, complaint: str)
     assert str(caught.value) == complaint
 
 
-@pytest.mark.parametrize(("text", "host"), [("[::1]", "::1"), ("::1", "::1"), ("[::1", "[::1"), ("host]", "host]")])
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [
+        ("[::1]", "::1"),
+        ("::1", "::1"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+        ("a.example", "a.example"),
+        ("host]", "host]"),
+    ],
+)
 def test_brackets_around_a_host_are_left_out(text: str, host: str) -> None:
     assert options.host(text) == host
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("12345", "'12345' looks like a port: write --port 12345"),
+        ("127.1", "'127.1' would be the address 127.0.0.1: write that"),
+        ("[::1", "'[::1' is not an address: write [IPV6]:PORT, like [::1]:12345"),
+        ("tcp:host:7", "'tcp:host:7' is not an address: write host:7, without tcp:"),
+        ("tcp://[::1]:7", "'tcp://[::1]:7' is not an address: write [::1]:7, without tcp://"),
+        ("host:7", "'host:7' is a host and a port: the port goes into --port"),
+        ("", "a host has a name or an address; this one is empty"),
+    ],
+)
+def test_what_is_no_host_says_what_would_be(text: str, complaint: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError) as caught:
+        options.host(text)
+    assert str(caught.value) == complaint
 
 
 # The command line
@@ -133,6 +160,7 @@ def test_argv_is_the_process_own_by_default(monkeypatch: pytest.MonkeyPatch) -> 
 def test_first_repeated_option_replaces_the_default_and_the_next_are_added() -> None:
     args = parse("--host", "a", "-m", "1", "--host", "b", "-m", "2")
     assert (args.host, args.message) == (["a", "b"], ["1", "2"])
+    assert parse("--host", "0.0.0.0, ::", "--host", "b").host == ["0.0.0.0", "::", "b"]
     assert parse().host == ["localhost"]
 
 
@@ -156,7 +184,19 @@ def test_family_is_both_unless_one_is_asked_for(argv: list[str], family: int) ->
         (["--prot", "7"], "unknown option --prot (did you mean --port?)"),
         (["--prot=7"], "unknown option --prot=7 (did you mean --port?)"),
         (["--xyzzy"], "unknown option --xyzzy"),
+        (["--m"], "unknown option --m (did you mean --message?)"),
         (["--po", "7"], "unknown option --po (did you mean --port?)"),
+        (["--sort", "7"], "unknown option --sort (did you mean --port?)"),
+        (["-x"], "unknown option -x"),
+        (["-prot"], "-p/--port: invalid literal for int() with base 10: 'rot'"),
+        (["-t", "5"], "-t: a time goes into --delay"),
+        (["-t5"], "-t: a time goes into --delay"),
+        (["-u"], "-u: echo-test speaks plain TCP only so far, not UDP"),
+        (["--udp"], "--udp: echo-test speaks plain TCP only so far, not UDP"),
+        (["-U", "/tmp/x"], "-U: echo-test speaks plain TCP only so far, not Unix sockets"),
+        (["--unix=/tmp/x"], "--unix: echo-test speaks plain TCP only so far, not Unix sockets"),
+        (["--tls"], "--tls: echo-test speaks plain TCP only so far, not TLS"),
+        (["a", "-"], "unexpected argument '-'"),
         (["--port"], "-p/--port: expected one argument (one that begins with - is written --option=-value)"),
         (["--port", "x"], "-p/--port: invalid literal for int() with base 10: 'x'"),
         (["--max", "0"], "--max: '0' is too small: the least is 1"),
@@ -177,6 +217,8 @@ def test_wrong_usage_is_told_in_one_line(argv: list[str], complaint: str) -> Non
     [
         ({"ECHO_TEST_PORT": "7"}, "port", 7),
         ({"ECHO_TEST_HOST": "a"}, "host", ["a"]),
+        ({"ECHO_TEST_HOST": "0.0.0.0,::"}, "host", ["0.0.0.0", "::"]),
+        ({"ECHO_TEST_MESSAGE": "a, b"}, "message", ["a, b"]),
         ({"ECHO_TEST_SAY_IT": "loud"}, "say_it", "loud"),
         ({"ECHO_TEST_MAX": "1K"}, "max", 1024),
         ({"ECHO_TEST_QUIET": "yes"}, "quiet", True),
@@ -199,6 +241,7 @@ def test_environment_sets_defaults(environ: dict[str, str], name: str, value: ob
     [
         (["-p", "8"], {"ECHO_TEST_PORT": "7"}, "port", 8),
         (["--host", "b", "--host", "c"], {"ECHO_TEST_HOST": "a"}, "host", ["b", "c"]),
+        (["-p", "8"], {"ECHO_TEST_PORT": "x"}, "port", 8),
     ],
 )
 def test_command_line_wins(argv: list[str], environ: dict[str, str], name: str, value: object) -> None:
@@ -225,6 +268,59 @@ def test_wrong_environment_is_told_by_the_variables_name(environ: dict[str, str]
     with pytest.raises(UsageError) as caught:
         parse(**environ)
     assert str(caught.value) == complaint
+
+
+def test_settled_option_needs_no_sound_variable_and_no_other_is_read_twice() -> None:
+    args = parser().parse([], {"ECHO_TEST_PORT": "x"}, lambda namespace: setattr(namespace, "port", 9))
+    assert args.port == 9
+
+
+COMMANDS = {"ECHO_SERVER": server._parser, "ECHO_CLIENT": client_options.parser}
+OPTIONS = [  # of both commands: what reads them, the variable, the option
+    pytest.param(command, f"{variable}_{option[2:].replace('-', '_').upper()}", option, id=f"{variable} {option}")
+    for variable, command in COMMANDS.items()
+    for action in command()._actions
+    for option in action.option_strings
+    if option.startswith("--")
+]
+
+
+@pytest.mark.parametrize(("command", "variable", "_option"), OPTIONS)
+@pytest.mark.parametrize("value", ["", "tcp://10.96.12.3:7", "udp://[fd00::a]:7", "TCP://10.0.0.1:12345"])
+def test_an_empty_variable_and_a_service_link_count_as_unset(command, variable: str, _option: str, value: str) -> None:
+    assert command().parse([], {variable: value}) == command().parse([], {})
+
+
+@pytest.mark.parametrize(("command", "variable", "option"), OPTIONS)
+def test_an_unsound_variable_does_not_matter_where_the_command_line_says_it(command, variable, option) -> None:
+    (action,) = [action for action in command()._actions if option in action.option_strings]
+    samples = {"EXPR": "errors>0", "TIME": "@9e9", "LIST": "99" if option == "--percentiles" else "5ms", "P": "0.1"}
+    sample = action.choices[0] if action.choices else samples.get(action.metavar, "1")
+    given = [option] if action.nargs == 0 else [f"{option}=localhost" if option == "--host" else f"{option}={sample}"]
+    assert command().parse(given, {variable: "12:34:56"}) == command().parse(given, {})
+
+
+@pytest.mark.parametrize(("variable", "command"), COMMANDS.items())
+def test_what_kubernetes_sets_for_a_service_named_like_a_command_is_no_option(variable: str, command) -> None:
+    """https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables."""
+    links = {
+        "SERVICE_HOST": "10.96.12.3",
+        "SERVICE_PORT": "7",
+        "SERVICE_PORT_ECHO": "7",
+        "PORT": "tcp://10.96.12.3:7",
+        "PORT_7_TCP": "tcp://10.96.12.3:7",
+        "PORT_7_TCP_PROTO": "tcp",
+        "PORT_7_TCP_PORT": "7",
+        "PORT_7_TCP_ADDR": "10.96.12.3",
+    }
+    environ = {f"{variable}_{name}": value for name, value in links.items()}
+    assert command().parse([], environ) == command().parse([], {})
+
+
+@pytest.mark.parametrize("value", ["tcp://host:7", "tcp://10.0.0.1", "x tcp://10.0.0.1:7"])
+def test_what_only_resembles_a_service_link_is_told(value: str) -> None:
+    with pytest.raises(UsageError, match="ECHO_TEST_PORT: invalid literal"):
+        parse(ECHO_TEST_PORT=value)
 
 
 # Help

@@ -82,7 +82,7 @@ def test_the_pair_from_two_terminals():
         _, log = server.communicate(timeout=HUNG)
     assert client.returncode == 0
     assert client.stderr == ""
-    assert "2 connections, 4 messages came back, all 88 bytes intact" in client.stdout
+    assert "2 connections, 4 messages came back, all 102 bytes intact" in client.stdout
     assert "served 2 connections" in log
     assert server.returncode == 0
 

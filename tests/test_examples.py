@@ -52,8 +52,8 @@ def test_pair_in_one_loop_gets_every_byte_back():
     with example("pair_in_one_loop.py") as process:
         assert result(process) == (
             0,
-            "client: 3 connections, 132 bytes sent, every one came back\n"
-            "server: 3 connections, 132 bytes in, 132 out\n",
+            "client: 3 connections, 153 bytes sent, every one came back\n"
+            "server: 3 connections, 153 bytes in, 153 out\n",
             "",
         )
 

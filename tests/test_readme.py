@@ -30,7 +30,7 @@ def test_the_table_has_no_option_that_is_gone():
     known = {option for parser in PARSERS.values() for action in parser()._actions for option in action.option_strings}
     rows = [line.split("|")[1] for line in README.read_text().splitlines() if line.startswith("| `")]
     shown = {option for row in rows for option in re.findall(r"`(--?[\w-]*)", row)}
-    assert shown <= known | {"-h", "--help", "--version"}
+    assert shown <= known | {"-", "-h", "--help", "--version"}
 
 
 def test_every_file_it_names_exists():

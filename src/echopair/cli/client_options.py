@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from echopair.address import parse_port, split_host_port
+from echopair.address import format_address, parse_port, split_host_port
 from echopair.cli import options
 from echopair.cli.command import raise_descriptor_limit
 from echopair.cli.forking import check_possible, workers
@@ -27,7 +27,13 @@ examples:
   echo-client '[::1]:7' - <in >out    send a file, write what comes back
   echo-client --loopback --conns 2    serve myself: no server needed"""
 
-MESSAGES = ["Message 1 from client.", "Message 2 from client."]
+HABITS = {  # of those who know nc, ab, wrk or iperf
+    "-k": "connections stay open anyway; --reconnect-every 1 makes one for each message",
+    "-l": "echo-client connects; echo-server listens",
+    "-t": "a duration goes into -d, a time limit into --timeout",
+    "-z": "echo-client always sends something; leave -z out",
+}
+MESSAGES = ["This is the first message", "This is the second message"]
 PERCENTILES = "50,90,99,99.9"
 CHECK_TIMEOUT = 3.0  # seconds; a check is to be over soon
 DESCRIPTORS_APART = 16  # needed beside those of connections: standard streams, the selector, the loop's own
@@ -73,7 +79,35 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
     Raises UsageError.
     """
-    args = parser().parse(argv, os.environ)
+    options_parser = parser()
+    args = options_parser.parse(argv, os.environ, _take_target)
+    try:
+        _check(args)
+    except options.UsageError as error:
+        variables = ", ".join(options_parser.variables(args))
+        raise options.UsageError(f"{error} (the environment sets {variables})" if variables else str(error)) from None
+    return args
+
+
+def _take_target(args: argparse.Namespace) -> None:
+    """Sort what stands without an option: `-`, and HOST:PORT, which settles the host and the port."""
+    args.pipe = "-" in args.target
+    target, *others = [each for each in args.target if each != "-"] or [""]
+    if others:
+        hint = f": write {format_address((target, others[0]))}" if others[0].isdigit() else ""
+        raise options.UsageError(f"unexpected argument {others[0]!r}{hint}")
+    try:
+        host, port = split_host_port(target)
+    except ValueError as error:
+        raise options.UsageError(str(error)) from None
+    args.target = target
+    args.host = host or args.host
+    args.port = args.port if port is None else port
+    if args.loopback or args.merge:  # neither is used
+        args.host, args.port = "localhost", 0
+
+
+def _check(args: argparse.Namespace) -> None:
     asked = [option for name, option in MEASURED.items() if getattr(args, name) not in (None, False)]
     args.check = args.check or args.check_list or bool(args.check_only) or args.junit is not None
     args.timeout = args.timeout or (CHECK_TIMEOUT if args.check else TIMEOUT)
@@ -87,7 +121,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         _check_contents(args, asked)
         _check_load(args)
     args.percentiles = args.percentiles or options.percentiles(PERCENTILES)
-    return args
 
 
 def _check_check(args: argparse.Namespace, asked: Sequence[str]) -> None:
@@ -113,12 +146,6 @@ def _check_merge(args: argparse.Namespace) -> None:
 def _check_target(args: argparse.Namespace) -> None:
     if args.target and args.loopback:
         raise options.UsageError(f"--loopback serves itself: leave {args.target} out")
-    try:
-        host, port = split_host_port(args.target or "")
-    except ValueError as error:
-        raise options.UsageError(str(error)) from None
-    args.host = host or args.host
-    args.port = args.port if port is None else port
     if args.port == 0 and not args.loopback:
         raise options.UsageError("port 0 cannot be connected to: give the port that the server listens on")
     args.workers = min(args.workers or 1, args.conns)
@@ -173,10 +200,13 @@ def parser() -> options.Parser:
         "It shows a conversation; asked for a load (-s -n -d -r) or a report, it sends\n"
         "generated messages, times them and reports.",
         EXAMPLES,
+        HABITS,
     )
     group = parser.add_argument_group("where to connect")
     add = group.add_argument
-    add("target", metavar="HOST:PORT", nargs="?", help="the server; [IPV6]:PORT for an IPv6 address")
+    add("target", metavar="HOST:PORT", nargs="*",
+        help="the server, [IPV6]:PORT for an IPv6 address; "
+             "beside it -: send standard input, write the echo to standard output")
     add("--host", type=options.host, default="localhost", help="the server's name or address")
     add("-p", "--port", type=options.checked(parse_port), default=12345, help="its port")
     options.add_family(group)
@@ -195,7 +225,6 @@ def parser() -> options.Parser:
     add("--workers", metavar="N", type=options.checked(workers),
         help="share the connections out over so many processes; auto: one a processor (default: 1)")
     add("-w", "--pipeline", metavar="N", type=options.count(1), default=1, help="messages in flight on a connection")
-    add("-", dest="pipe", action="store_true", help="send standard input, write the echo to standard output")
 
     add = parser.add_argument_group("how long, how fast").add_argument
     add("-d", "--duration", metavar="S", type=options.duration(0.001),
@@ -218,7 +247,7 @@ def parser() -> options.Parser:
              f"(default: {TIMEOUT:g}s; with --check {CHECK_TIMEOUT:g}s)")
     add("--connect-timeout", metavar="S", type=options.duration(0.001), default=f"{CONNECT_TIMEOUT:g}s",
         help="give up connecting to an address after so long")
-    add("--fail-if", metavar="EXPR", action=options.Collect, type=options.checked(_threshold),
+    add("--fail-if", metavar="EXPR", action=options.Collect, type=options.each(options.checked(_threshold)),
         help="exit with 99 if it holds, like 'p99>20ms', 'errors>0.1%%', 'not_sent>0', 'rate<1000'; may be repeated")
 
     add = parser.add_argument_group("conformance").add_argument

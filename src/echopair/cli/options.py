@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 
 from echopair import __version__
+from echopair.address import split_host_port
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing would take a tenth of the start
@@ -24,7 +25,13 @@ COUNT_UNITS = {"": 1, "k": 1000, "m": 1000**2}
 DURATION_UNITS = {"": 1.0, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 TRUE = ("1", "yes", "true", "on")
-FALSE = ("", "0", "no", "false", "off")
+FALSE = ("0", "no", "false", "off")
+
+# What Kubernetes and Docker set for a service named like the command: ECHO_SERVER_PORT=tcp://10.0.0.1:7
+SERVICE_LINK = r"(tcp|udp|sctp)://[0-9a-f.:\[\]]+:[0-9]+"
+
+# Options of other programs, and what they ask for
+NOT_YET = {"-u": "UDP", "--udp": "UDP", "-U": "Unix sockets", "--unix": "Unix sockets", "--tls": "TLS"}
 
 
 class UsageError(Exception):
@@ -82,6 +89,11 @@ def moment(text: str) -> float:
         ) from None
 
 
+def each(read: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """Return a reader of a list: its parts, separated by commas, are read by `read`."""
+    return lambda text: [read(part.strip()) for part in text.split(",")]
+
+
 def checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
     """Return `read` so that argparse shows what its ValueError says, not only that there was one."""
 
@@ -94,14 +106,18 @@ def checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
     return reader
 
 
+@checked
 def host(text: str) -> str:
     """Read a host: a name or an address, an IPv6 address also in brackets."""
-    if text.count(":") == 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is a host and a port: the port goes into --port")
-    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-    if not bare:
-        raise argparse.ArgumentTypeError("a host has a name or an address; this one is empty")
-    return bare
+    if re.fullmatch("[0-9]{1,5}", text):
+        raise ValueError(f"{text!r} looks like a port: write --port {text}")
+    bare = text.count(":") > 1 and re.fullmatch(r"[0-9a-f:.]+(%.+)?", text, re.IGNORECASE)
+    name, port = split_host_port(f"[{text}]" if bare else text)
+    if port is not None:
+        raise ValueError(f"{text!r} is a host and a port: the port goes into --port")
+    if not name:
+        raise ValueError("a host has a name or an address; this one is empty")
+    return name
 
 
 def add_family(group: argparse._ArgumentGroup) -> None:
@@ -173,9 +189,10 @@ class Collect(argparse.Action):
     def __call__(
         self, _parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _option: str | None = None
     ) -> None:
-        """Add one value."""
+        """Add one value, or each of a list."""
         before = getattr(namespace, self.dest)
-        setattr(namespace, self.dest, [values] if before is self.default else [*before, values])
+        added = values if isinstance(values, list) else [values]
+        setattr(namespace, self.dest, added if before is self.default else [*before, *added])
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -204,7 +221,8 @@ class _Unusable:
 class Parser(argparse.ArgumentParser):
     """A parser for one command that raises UsageError instead of exiting, and reads the environment too."""
 
-    def __init__(self, prog: str, description: str, examples: str) -> None:
+    def __init__(self, prog: str, description: str, examples: str, habits: Mapping[str, str]) -> None:
+        """Make one; `habits` has an answer for each option of other programs that people try."""
         variable = prog.upper().replace("-", "_")
         super().__init__(
             prog=prog,
@@ -217,9 +235,20 @@ class Parser(argparse.ArgumentParser):
             add_help=False,
         )
         self._variable = variable
+        self._habits = {option: f"{prog} speaks plain TCP only so far, not {what}" for option, what in NOT_YET.items()}
+        self._habits |= habits
+        self._set: dict[str, tuple[str, Any]] = {}  # by destination: the variable that sets it, and to what
 
-    def parse(self, argv: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
-        """Return the options' values; raises UsageError."""
+    def parse(
+        self,
+        argv: Sequence[str] | None,
+        environ: Mapping[str, str],
+        settle: Callable[[argparse.Namespace], object] = lambda _namespace: None,
+    ) -> argparse.Namespace:
+        """Return the options' values; raises UsageError.
+
+        `settle` may set options by what the command line says in other ways; the environment does not matter then.
+        """
         about = self.add_argument_group("about")
         about.add_argument("-h", "--help", action="help", help="show this and exit")
         about.add_argument("--version", action="version", version=f"{self.prog} {__version__}", help="show it and exit")
@@ -228,10 +257,15 @@ class Parser(argparse.ArgumentParser):
         namespace, unknown = self.parse_known_intermixed_args(argv) if mixed else self.parse_known_args(argv)
         if unknown:
             raise UsageError(self._unknown(unknown[0]))
+        settle(namespace)
         for value in vars(namespace).values():
             if isinstance(value, _Unusable):
                 raise UsageError(value.complaint)
         return namespace
+
+    def variables(self, namespace: argparse.Namespace) -> list[str]:
+        """Return the environment's variables that have set an option in `namespace`."""
+        return [variable for dest, (variable, value) in self._set.items() if getattr(namespace, dest) is value]
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError, in place of argparse's exit."""
@@ -243,13 +277,15 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:
             name = next((option for option in action.option_strings if option.startswith("--")), "")
             variable = f"{self._variable}_{name[2:].replace('-', '_').upper()}"
-            if name in ("", "--help", "--version") or variable not in environ:
+            text = environ.get(variable, "")
+            if name in ("", "--help", "--version") or not text or re.fullmatch(SERVICE_LINK, text, re.IGNORECASE):
                 continue
             try:
-                value = self._from_text(action, environ[variable])
+                value = self._from_text(action, text)
             except (ValueError, argparse.ArgumentTypeError) as error:
                 value = _Unusable(f"{variable}: {error}")
             self.set_defaults(**{action.dest: value})
+            self._set[action.dest] = variable, value
 
     def _from_text(self, action: argparse.Action, text: str) -> Any:
         if action.nargs == 0:
@@ -259,16 +295,25 @@ class Parser(argparse.ArgumentParser):
         value = action.type(text) if callable(action.type) else text
         if action.choices is not None and value not in action.choices:
             raise ValueError(f"{text!r} is none of {', '.join(map(str, action.choices))}")
-        return [value] if isinstance(action, Collect) or action.nargs == "+" else value
+        several = isinstance(action, Collect) or action.nargs == "+"
+        return [value] if several and not isinstance(value, list) else value
 
     def _unknown(self, argument: str) -> str:
-        if not argument.startswith("-"):
+        if not argument.startswith("-") or argument == "-":
             hint = "; a port goes into --port" if argument.isdigit() else ""
             return f"unexpected argument {argument!r}{hint}"
-        import difflib
-
-        options = [option for action in self._actions for option in action.option_strings]
         written = argument.partition("=")[0]
-        close = [option for option in options if option.startswith(written) and len(written) > 2]
-        close += difflib.get_close_matches(written, options, 1)
-        return f"unknown option {argument}" + (f" (did you mean {close[0]}?)" if close else "")
+        if not written.startswith("--"):  # such a name is too short to guess what is meant
+            written = written.rstrip("0123456789")
+        if written in self._habits:
+            return f"{written}: {self._habits[written]}"
+        hint = ""
+        if written.startswith("--"):
+            import difflib
+
+            options = [option for action in self._actions for option in action.option_strings]
+            names = [option[2:] for option in options if option.startswith("--")]
+            close = [name for name in names if name.startswith(written[2:])]
+            close += difflib.get_close_matches(written[2:], names, 1)
+            hint = f" (did you mean --{close[0]}?)" if close else ""
+        return f"unknown option {argument}{hint}"

@@ -33,6 +33,12 @@ examples:
   echo-server --port 0                     any free port; the first line says it
   echo-server --host 0.0.0.0 --host :: -q  every interface; log problems only"""
 
+HABITS = {  # of those who know nc or iperf
+    "-k": "echo-server serves until it is stopped; leave -k out",
+    "-l": "echo-server always listens; leave -l out",
+    "-t": "time limits are --idle-timeout and --drain-timeout",
+    "-z": "echo-server only listens; echo-client connects",
+}
 GRACE = 5.0  # seconds beyond the drain timeout that a worker may take
 FAULTS = (
     "delay",
@@ -186,11 +192,11 @@ class Stop:
 def _parser() -> options.Parser:
     # fmt: off
     parser = options.Parser(
-        "echo-server", "Send back every byte that comes in, to the one who sent it (RFC 862).", EXAMPLES
+        "echo-server", "Send back every byte that comes in, to the one who sent it (RFC 862).", EXAMPLES, HABITS
     )
     group = parser.add_argument_group("where to listen")
     add = group.add_argument
-    add("--host", action=options.Collect, type=options.host, default=["localhost"],
+    add("--host", action=options.Collect, type=options.each(options.host), default=["localhost"],
         help="every address that HOST has; may be repeated")
     add("-p", "--port", type=options.checked(parse_port), default=12345, help="0 is any free one, the same for all")
     options.add_family(group)
