@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import re
+from functools import cache
+from itertools import product
+from pathlib import Path
+
 import pytest
 
+import echopair
 from documents import closed, empty, mismatch, opened, refused, timed
 from echopair.measure.threshold import Threshold
 
@@ -10,6 +16,7 @@ def check(expression, document):
     return Threshold.parse(expression).check(document)
 
 
+@cache
 def milliseconds():
     """Return a document whose response times are 1, 2 .. 100 ms, service half, connect 7 ms, lag a tenth."""
     times = [number * 1_000_000 for number in range(1, 101)]
@@ -24,7 +31,6 @@ def milliseconds():
         ("p99>1s", 99_000),
         ("p99.9>1s", 100_000),
         ("p100>1s", 100_000),
-        ("p0>1s", 1_000),
         ("min>1s", 1_000),
         ("max>1s", 100_000),
         ("mean>1s", 50_500),
@@ -124,6 +130,14 @@ def test_blanks_and_case_do_not_matter_and_the_expression_stays_as_it_was():
         "bytes_rate<1%",
         "bytes_rate<1h",
         "p\u0663>1ms",
+        "latency>20ms",
+        "latency>20",
+        "p99%>1ms",
+        "errors%>1",
+        "not_sent>1ms",
+        "lag.rate>1",
+        "throughput<1",
+        "9" * 400 + ">p99",
     ],
 )
 def test_what_is_no_threshold_is_refused_with_the_grammar_in_one_line(text):
@@ -135,9 +149,56 @@ def test_what_is_no_threshold_is_refused_with_the_grammar_in_one_line(text):
     assert "\n" not in message
 
 
-def test_percentile_above_100_is_refused_for_what_it_is():
-    with pytest.raises(ValueError, match="no percentile above 100"):
-        Threshold.parse("p999>1ms")
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("p999>1ms", "a percentile is above 0 and at most 100"),
+        ("p0>1ms", "a percentile is above 0 and at most 100"),
+        (f"p99>{'9' * 400}ms", "the value is too large"),  # nothing would ever be above it
+    ],
+)
+def test_what_could_never_fire_is_refused_for_what_it_is(text, why):
+    with pytest.raises(ValueError, match=why):
+        Threshold.parse(text)
+
+
+MANUAL = (Path(echopair.__file__).parent / "manual/thresholds.md").read_text("utf-8")
+ROWS = [line.strip("|").split("|") for line in MANUAL.splitlines() if line.startswith("| `")]
+PREFIXES = ["", *(prefix for cells in ROWS for prefix in re.findall(r"`(\w+\.)`", cells[0]))]
+DOCUMENTED = [  # every figure of the manual, with every unit
+    (prefix + figure, unit)
+    for first, _, *units in ROWS
+    if units
+    for figure in re.findall(r"`([\w.]+)`", first)
+    for unit in ["" for _ in units if "none" in units[0]] + re.findall(r"`([\w%]+)`", units[0])
+    for prefix in (PREFIXES if "ms" in units[0] else [""])
+]
+SCALES = {"us": 1, "ms": 1e3, "s": 1e6, "m": 60e6, "h": 3600e6}
+RATE_SCALES = {"k": 1e3, "m": 1e6, "K": 1024, "M": 1024**2, "G": 1024**3}
+
+
+def test_the_manual_names_what_there_is():
+    assert {figure for figure, unit in DOCUMENTED if not unit} == {"errors", "not_sent", "rate", "bytes_rate"}
+    assert len(PREFIXES) == 6
+    assert len(DOCUMENTED) == 7 * 6 * 5 + 2 + 2 + 3 + 4
+
+
+@pytest.mark.parametrize(("figure", "unit"), DOCUMENTED, ids="".join)
+def test_every_documented_figure_can_fire_and_can_hold_in_every_unit(figure, unit):
+    document = milliseconds()
+    if figure in ("errors", "not_sent"):
+        document = opened()
+        document["errors"] = [{"phase": "echo", "error": "timeout", "count": 3, "example": ""}]
+        document["messages"]["not_sent"] = 3
+    entry = check(f"{figure}>0{unit}", document)
+    scale = SCALES[unit] if "value_us" in entry else RATE_SCALES.get(unit, 1)
+    measured = entry.get("value_us", entry.get("value"))
+    assert measured > 0
+    for compare, end, (factor, failed) in product(
+        ("<", "<=", ">", ">="), ("", "/s") if "rate" in figure else ("",), ((0.5, False), (2, True))
+    ):
+        expression = f"{figure} {compare} {factor * measured / scale:.15f}{unit}{end}"
+        assert check(expression, document)["failed"] is (failed if "<" in compare else not failed), expression
 
 
 @pytest.mark.parametrize("expression", ["p99>20ms", "p99<20ms", "mean>1h", "connect.max>1ms", "lag.p50>1us"])

@@ -1,18 +1,11 @@
 """Thresholds: what a user wants a run to fail for, as `p99>20ms`, and whether a result document does.
 
-    [HISTOGRAM.]pNN[.N] | [HISTOGRAM.]mean|min|max     a latency; the value in us, ms, s, m, h
-    errors                                             as the report counts them; the value a count, or in % of the
-                                                       messages sent and the connections attempted
-    not_sent                                           messages due and not sent; a count, or in % of those due
-    rate                                               messages a second; the value plain or in k, m (1000)
-    bytes_rate                                         bytes a second; the value plain or in K, M, G (1024)
-
-HISTOGRAM is `response` (the default), `service`, `connect` or `schedule_lag` (also `lag`). Between the figure and the
-value stands `>`, `>=`, `<` or `<=`; a rate may end in `/s`; case does not matter. Knows nothing of exit statuses.
+The grammar and what each figure means are in manual/thresholds.md. Knows nothing of exit statuses.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping
@@ -33,8 +26,9 @@ OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
 }
-UNITS: Mapping[str, Mapping[str, float]] = {  # latencies are compared in microseconds
-    "latency": {"us": 1, "ms": 1e3, "s": 1e6, "m": 60e6, "h": 3600e6},  # never bare: p99>20 is not what it looks like
+# In microseconds, as latencies are compared; never bare, for p99>20 is not what it looks like.
+TIMES: Mapping[str, float] = {"us": 1, "ms": 1e3, "s": 1e6, "m": 60e6, "h": 3600e6}
+UNITS: Mapping[str, Mapping[str, float]] = {
     "errors": {"": 1, "%": 1},
     "not_sent": {"": 1, "%": 1},
     "rate": {"": 1, "k": 1e3, "m": 1e6},
@@ -61,17 +55,20 @@ class Threshold:
             raise ValueError(complaint)
         name, compare, number, unit, per_second = shape.groups()
         latency = LATENCY.fullmatch(name)
-        kind = "latency" if latency else name
-        if unit not in UNITS.get(kind, ()) or (per_second and kind not in ("rate", "bytes_rate")):
+        scale = (TIMES if latency else UNITS.get(name, {})).get(unit)
+        if scale is None or (per_second and name not in ("rate", "bytes_rate")):
             raise ValueError(complaint)
+        value = float(number) * scale
+        if math.isinf(value):
+            raise ValueError(f"{text!r} is not a threshold: the value is too large")
         figure, statistic = name + unit if unit == "%" else name, ""
         if latency:
             figure = latency[1] or "response"
             figure = "schedule_lag" if figure == "lag" else figure
             statistic = latency[2] or latency[3]
-            if latency[2] and float(latency[2]) > 100:
-                raise ValueError(f"{text!r} is not a threshold: there is no percentile above 100; {GRAMMAR}")
-        return cls(text.strip(), figure, statistic, compare, float(number) * UNITS[kind][unit])
+            if latency[2] and not 0 < float(latency[2]) <= 100:
+                raise ValueError(f"{text!r} is not a threshold: a percentile is above 0 and at most 100; {GRAMMAR}")
+        return cls(text.strip(), figure, statistic, compare, value)
 
     def check(self, document: dict[str, Any]) -> dict[str, Any]:
         """Return the entry for a document's `thresholds`: the figure, and whether it is what it must not be.
