@@ -501,6 +501,11 @@ def test_a_line_an_interval(capsys):
     assert len({len(line) for line in [head, *lines]}) == 1
 
 
+def test_a_slow_line_has_its_rate():
+    figures = {"duration_s": 10.0, "messages": 4, "bytes": 1, "response_us": {"50": 0.06, "99": None, "max": None}}
+    assert meter_module._figures(figures) == ("0.4", "0.1 B", "60.0 ns", "-", "-")
+
+
 def be_a_terminal(monkeypatch) -> None:
     """Call standard error one; from within the test, for pytest changes it before."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

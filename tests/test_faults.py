@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import sys
 from contextlib import suppress
@@ -385,9 +386,10 @@ def test_faults_say_what_they_do():
         no_half_close=True,
     )
     assert str(faults) == (
-        "delay 5.00 ms for 90 %, 200 ms for 10 %, throttle 2.00 KiB/s, chunks of 1 byte, corrupt 1e-06 of the bytes, "
-        "reset after 0 bytes, stall after 1,000 bytes, accept after 500 ms, no half-close"
+        "delay 5.00 ms for 90 %, 200 ms for 10 %, throttle 2.00 KiB/s, chunks of 1 byte, "
+        "corrupt 0.0001 % of the bytes, reset after 0 bytes, stall after 1,000 bytes, accept after 500 ms, no half-close"
     )
+    assert str(Faults(accept_delay=math.inf, drop_rate=0.00001)) == "drop 0.001 % of the bytes, accept nobody"
     assert faults.ends_after == 0
     assert str(Faults()) == ""
 
@@ -402,7 +404,7 @@ def test_faults_are_announced_with_their_seed_and_found_by_our_client():
         _, log = server.communicate(timeout=HUNG)
     assert done.returncode == 1
     assert "one bit flipped" in done.stdout
-    assert "misbehaving on request: corrupt 0.0001 of the bytes; --fault-seed 7 repeats it" in log
+    assert "misbehaving on request: corrupt 0.01 % of the bytes; --fault-seed 7 repeats it" in log
     assert " corrupted, 0 dropped, 0 duplicated on request" in log
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from echopair.measure import page as module
 from echopair.measure.histogram import Histogram
-from echopair.measure.page import NONE, count_axis, latency_axis, page, path, round_step, thinned, time_axis
+from echopair.measure.page import HARD, NONE, count_axis, latency_axis, page, path, round_step, thinned, time_axis
 from echopair.measure.verdict import verdict
 from helpers import HUNG
 
@@ -305,6 +305,19 @@ def test_what_peers_wrote_is_text() -> None:
     result["thresholds"] = [{"expression": evil, "value": 1, "failed": False}]
     result["latency_us"]["response"]["percentiles"] = {"50": 1.0, "99": 1.0}
     assert "<b>" not in page(result)
+
+
+def test_small_figures_have_no_exponent_and_what_was_typed_is_shown_as_it_was() -> None:
+    run = document(
+        load={"rate": 1234.5, "connect_rate": 0.00001},
+        throughput={"messages_per_s": 0.00001, "bytes_per_s": 0.00001},
+        intervals=[interval(number, messages=1, duration_s=1200.0, at_s=1200.0 * (number + 1)) for number in range(3)],
+        thresholds=[{"expression": "errors>0.001%", "value": 0.00001, "failed": False}],
+    )
+    written = page(run)
+    for shown in (">1,234.5/s<", ">0.00001/s<", f">0.00001{HARD}B/s<", ">0.00001<", f"interval of 1,200{HARD}s"):
+        assert shown in written
+    assert not re.search(r"\de[+-]\d", written)
 
 
 def test_what_does_not_apply_is_a_dash() -> None:

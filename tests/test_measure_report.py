@@ -24,10 +24,11 @@ def rows(document, **options):
     """Return the drawn rows as (label, count, per cent, bar, percentiles)."""
     found = []
     for line in section(report(document, **options), "response time"):
-        label, number, share, rest = re.fullmatch(r"  (.+?)  +([\d,]+) +([\d.]+) % ?(.*)", line).groups()
+        label, number, share, rest = re.fullmatch(r"  (.+?)  +([\d,]+) +(<?[\d.]+) % ?(.*)", line).groups()
         bar, _, marks = rest.strip().partition(" ")
         bar, marks = ("", bar) if bar.startswith("p") else (bar, marks)
-        found.append((label.strip(), int(number.replace(",", "")), float(share), bar, marks.strip()))
+        share = share if share[0] == "<" else float(share)
+        found.append((label.strip(), int(number.replace(",", "")), share, bar, marks.strip()))
     return found
 
 
@@ -155,6 +156,19 @@ def test_rate_of_an_open_loop_stands_beside_the_one_asked_for():
     assert facts(opened())["rate"] == "1,000 messages/s of 2,000 asked for, 0.98 MiB/s"
 
 
+def test_small_figures_are_not_shown_as_0():
+    document = with_(opened(), throughput={"messages_per_s": 0.397, "bytes_per_s": 0.01})
+    document["load"]["rate"] = 0.4
+    document["generator"]["cpu_percent"] = 0.3
+    document["intervals"] = [interval(at, at, 100.0) for at in (1, 2, 3)]
+    document["thresholds"] = [{"expression": "errors>0.001%", "value": 1e-05, "failed": False}]
+    document["thresholds"].append({"expression": "errors>0", "value": 10_000_000.0, "failed": True})
+    assert facts(document)["rate"] == "0.397 messages/s of 0.4 asked for, 0.01 B/s"
+    assert facts(document)["client"] == "CPU 0.3 % busy"
+    assert facts(document)["over time"].endswith("  0.01 to 0.03 messages/s")
+    assert [line.split("it is ")[1] for line in section(report(document), "thresholds")] == ["0.00001 %", "10,000,000"]
+
+
 def test_connections_that_ended_early_are_told():
     assert facts(mismatch())["connections"] == "50 of 50 made, 2 ended early"
 
@@ -258,7 +272,7 @@ def test_one_value_has_one_row():
 
 def test_outliers_have_a_row_of_their_own_that_does_not_squeeze_the_rest():
     *body, last = rows(timed(empty(), response=[*range(1_000_000, 2_000_000, 100), 10**10]))
-    assert last == ("2.01 ms and more", 1, 0.0, "▏", "")
+    assert last == ("2.01 ms and more", 1, "<0.1", "▏", "")
     assert len(body) == 13
 
 

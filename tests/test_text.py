@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import errno
+import math
 
 import pytest
 
-from echopair.text import count, duration, printable, reason, size
+from echopair.text import count, duration, figure, printable, reason, size, typed
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,41 @@ def test_count_is_grouped_and_in_the_plural_but_for_one(number: int, text: str) 
 @pytest.mark.parametrize(
     ("number", "text"),
     [
+        (0, "0"),
+        (0.00001, "0.00001"),
+        (1.23456e-7, "0.000000123"),
+        (0.4, "0.4"),
+        (0.3333, "0.333"),
+        (9.996, "10"),
+        (12.34, "12.3"),
+        (99.96, "100"),
+        (999.96, "1,000"),
+        (1234.5, "1,234"),
+        (12_345_678, "12,345,678"),
+        (1e15, "1,000,000,000,000,000"),
+    ],
+)
+def test_a_figure_has_three_digits_and_never_an_exponent(number: float, text: str) -> None:
+    assert figure(number) == text
+    assert figure(-number) == (f"-{text}" if number else "0")
+
+
+@pytest.mark.parametrize("text", ["0", "0.001", "0.4", "99.5", "20,000", "1,234.5", "0.00001", "1,234,567.1", "0.3"])
+def test_what_was_typed_is_shown_as_it_was(text: str) -> None:
+    assert typed(float(text.replace(",", ""))) == text
+
+
+def test_what_was_typed_is_whole_after_a_sum_too() -> None:
+    assert typed(0.1 + 0.2) == "0.3"
+    assert typed(100 * 0.00001) == "0.001"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
         (0, "0 B"),
+        (0.00001, "0.00001 B"),
+        (0.123456, "0.123 B"),
         (1.5, "1.5 B"),
         (999, "999 B"),
         (1000, "0.98 KiB"),
@@ -48,6 +83,13 @@ def test_size_has_three_digits_and_a_binary_unit(number: float, text: str) -> No
     ("seconds", "text"),
     [
         (0, "0 s"),
+        (1e-13, "0.0001 ns"),
+        (0.9994e-9, "0.999 ns"),
+        (0.9996e-9, "1.00 ns"),
+        (3e-9, "3.00 ns"),
+        (60e-9, "60.0 ns"),
+        (999.4e-9, "999 ns"),
+        (999.6e-9, "1.00 us"),
         (1e-6, "1.00 us"),
         (812e-6, "812 us"),
         (999.4e-6, "999 us"),
@@ -61,6 +103,7 @@ def test_size_has_three_digits_and_a_binary_unit(number: float, text: str) -> No
         (120, "2 min 0 s"),
         (125.9, "2 min 5 s"),
         (7325, "122 min 5 s"),
+        (math.inf, "forever"),
     ],
 )
 def test_duration_has_three_digits_and_a_unit(seconds: float, text: str) -> None:

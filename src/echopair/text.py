@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 PRINTED_WIDTH = 48  # columns of a payload; the rest is counted
 
 
@@ -10,10 +12,24 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def figure(number: float, digits: int = 3) -> str:
+    """Return `20,000`, `12.3`, `0.00001`: the whole part and at least `digits` significant digits, no exponent."""
+    if not number:
+        return "0"
+    places = max(digits - 1 - math.floor(math.log10(abs(number))), 0)
+    shown = f"{number:,.{places}f}"
+    return shown.rstrip("0").rstrip(".") if places else shown
+
+
+def typed(number: float) -> str:
+    """Return a number that a user has typed, all of it: `1,234.5`, `0.00001`."""
+    return figure(number, 12)  # a float has 15; what was typed is rounded in the last ones
+
+
 def size(number: float) -> str:
     """Return `999 B`, `1.50 KiB`, `12.3 MiB`: three digits and a binary unit (IEC 80000-13)."""
     if number < 999.5:
-        return f"{number:.3g} B"
+        return f"{figure(number)} B"
     for unit in ("KiB", "MiB", "GiB", "TiB"):  # noqa: B007 - used after the loop
         number /= 1024
         if number < 999.5:
@@ -22,12 +38,16 @@ def size(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return `812 us`, `1.20 ms`, `3.40 s`: three digits and a unit; from two minutes on `2 min 5 s`."""
+    """Return `60.0 ns`, `812 us`, `1.20 ms`, `3.40 s`: three digits and a unit; from two minutes on `2 min 5 s`."""
     if not seconds:
         return "0 s"
+    if math.isinf(seconds):
+        return "forever"
     if seconds >= 120:
         return f"{int(seconds) // 60} min {int(seconds) % 60} s"
-    for unit, scale in (("us", 1e-6), ("ms", 1e-3)):
+    if seconds < 0.9995e-9:
+        return f"{figure(seconds * 1e9)} ns"
+    for unit, scale in (("ns", 1e-9), ("us", 1e-6), ("ms", 1e-3)):
         if seconds < 999.5 * scale:
             return f"{_three_digits(seconds / scale)} {unit}"
     return f"{_three_digits(seconds)} s"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from echopair.cli.command import Aside, columns, wants_colour
 from echopair.loop import EventLoop, Timer
 from echopair.measure.document import Document
-from echopair.text import count, duration, size
+from echopair.text import count, duration, figure, size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -147,4 +147,4 @@ def _figures(interval: Document) -> tuple[str, str, str, str, str]:
     seconds = interval["duration_s"] or 1.0
     times = (interval["response_us"][key] for key in ("50", "99", "max"))
     p50, p99, most = ("-" if us is None else duration(us / 1e6) for us in times)
-    return f"{interval['messages'] / seconds:,.0f}", size(interval["bytes"] / seconds), p50, p99, most
+    return figure(interval["messages"] / seconds), size(interval["bytes"] / seconds), p50, p99, most

@@ -17,7 +17,7 @@ from typing import Any
 
 from echopair.measure.document import loaded
 from echopair.measure.verdict import not_timed, verdict
-from echopair.text import duration, size
+from echopair.text import duration, figure, size, typed
 
 NONE = "\N{EN DASH}"  # a figure that does not apply
 HARD = "\N{NO-BREAK SPACE}"  # between a figure and its unit
@@ -130,9 +130,7 @@ def count_axis(high: float, unit: str = "") -> Axis:
     """Return an axis of counts, or of rates if they have a unit, from 0 to the round number that reaches `high`."""
     step = round_step(high, 5) if unit else max(round_step(high, 5), 1.0)
     values = [i * step for i in range(math.ceil(high / step - 1e-9) + 1)]
-    return Axis(
-        0, values[-1], [(v, (f"{v:,.10g}" if v < 1e6 else f"{v / 1e6:,.10g} M") + unit * (v > 0)) for v in values]
-    )
+    return Axis(0, values[-1], [(v, (typed(v) if v < 1e6 else f"{typed(v / 1e6)} M") + unit * (v > 0)) for v in values])
 
 
 def time_axis(low: float, high: float, *, most: int = 8, reach: bool = False) -> Axis:
@@ -256,7 +254,7 @@ def over_time(intervals: Sequence[dict[str, Any]]) -> str:
     def line(key: str) -> Points:
         return [(step[side], step[key]) for step in steps for side in ("start", "end")]
 
-    each = f"interval of {steps[0]['duration_s']:.3g}{HARD}s"
+    each = f"interval of {figure(steps[0]['duration_s'])}{HARD}s"
     joined = len(steps) < len(intervals)
     worst, fewest = (
         (", the worst of what was measured in it", "The fewest open in") if joined else ("", "Open at the end of")
@@ -396,11 +394,11 @@ def details(document: dict[str, Any]) -> str:
             ("Message size", _size(load["size"])),
             ("In flight on each", _number(load["pipeline"])),
             ("Processes", _number(load["workers"])),
-            ("Rate", _rate(load["rate"])),
+            ("Rate", NONE if load["rate"] is None else f"{typed(load['rate'])}/s"),
             ("Messages to send", _number(load["count"])),
             ("Planned duration", _seconds(load["duration_s"])),
             ("Warm-up, left out", _seconds(load["warmup_s"])),
-            ("New connections", _rate(load["connect_rate"])),
+            ("New connections", NONE if load["connect_rate"] is None else f"{typed(load['connect_rate'])}/s"),
             ("Messages until reconnecting", _number(load["reconnect_every"])),
             ("Verified", escape(load["verify"])),
             ("Seed", NONE if load["seed"] is None else str(load["seed"])),
@@ -426,8 +424,7 @@ def details(document: dict[str, Any]) -> str:
 def _number(number: float | None, unit: str = "") -> str:
     if number is None:
         return NONE
-    shown = f"{number:,.0f}" if isinstance(number, int) or number >= 99.95 else f"{number:.3g}"
-    return shown + unit.replace(" ", HARD)
+    return figure(number) + unit.replace(" ", HARD)
 
 
 def _rate(per_second: float | None) -> str:

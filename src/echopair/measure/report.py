@@ -17,7 +17,7 @@ from typing import Any
 from echopair.measure.document import Document
 from echopair.measure.hgrm import bucket_width
 from echopair.measure.verdict import POOR, not_timed, verdict
-from echopair.text import count, duration, size
+from echopair.text import count, duration, figure, size, typed
 
 BOLD, RED, DIM, PLAIN = "\x1b[1m", "\x1b[1;31m", "\x1b[2m", "\x1b[m"  # ECMA-48 8.3.117, SGR
 EIGHTHS = "▏▎▍▌▋▊▉█"
@@ -72,7 +72,7 @@ class _Page:
         rates = [each["messages"] / each["duration_s"] for each in document["intervals"] if each["duration_s"]]
         if len(rates) > 2:
             spark = f"{sparkline(rates, self._width - 52)}  " if self._drawn else ""
-            self.lines.append(f"  {'over time':12}  {spark}{min(rates):,.0f} to {max(rates):,.0f} messages/s")
+            self.lines.append(f"  {'over time':12}  {spark}{figure(min(rates))} to {figure(max(rates))} messages/s")
 
     def latencies(self, document: Document) -> None:
         """Write a table of the latencies of which there are any, a column each."""
@@ -119,7 +119,9 @@ class _Page:
             here = [f"p{percent}" for percent, rank in ranks.items() if seen < rank <= seen + number]
             seen += number
             bar = self._bar(number / most, self._width - margin - 37)
-            line = f"  {label:{margin}}  {number:>10,} {100 * number / total:5.1f} %  {bar}"
+            share = 100 * number / total
+            percent = f"{share:5.1f}" if share >= 0.05 or not number else " <0.1"
+            line = f"  {label:{margin}}  {number:>10,} {percent} %  {bar}"
             self.lines.append(f"{line}  {'..'.join(here[:1] + here[1:][-1:])}".rstrip())
 
     def errors(self, errors: Sequence[Document]) -> None:
@@ -176,8 +178,8 @@ def sparkline(values: Sequence[float], width: int) -> str:
 def _facts(document: Document) -> Iterator[tuple[str, str]]:
     load, messages, connections = document["load"], document["messages"], document["connections"]
     rates, data, tcp, busy = (document[name] for name in ("throughput", "bytes", "tcp", "generator"))
-    asked = f" of {load['rate']:,.0f} asked for" if load["rate"] else ""
-    yield "rate", f"{rates['messages_per_s']:,.0f} messages/s{asked}, {size(rates['bytes_per_s'])}/s"
+    asked = f" of {typed(load['rate'])} asked for" if load["rate"] else ""
+    yield "rate", f"{figure(rates['messages_per_s'])} messages/s{asked}, {size(rates['bytes_per_s'])}/s"
     yield "messages", f"{messages['sent']:,} sent, {messages['echoed']:,} came back"
     yield "bytes", f"{data['sent']:,} sent, {data['received']:,} received ({size(data['received'])})"
     lost = f", {connections['closed_early']:,} ended early" if connections["closed_early"] else ""
@@ -199,7 +201,7 @@ def _facts(document: Document) -> Iterator[tuple[str, str]]:
         yield "tcp", f"least round trip {_time(tcp['rtt_us'])}, {count(tcp['retransmits'], 'retransmit')}"
     if busy["cpu_percent"] is not None:
         busiest = " (the busiest process)" if several > 1 else ""
-        yield "client", f"CPU {busy['cpu_percent']:.0f} % busy{busiest}"
+        yield "client", f"CPU {figure(busy['cpu_percent'], 2)} % busy{busiest}"
 
 
 def _rows(buckets: Sequence[Sequence[int]]) -> Iterator[tuple[float, float, int]]:
@@ -248,7 +250,9 @@ def _measured(threshold: Document) -> str:
         return "nothing was attempted"
     if expression.startswith("bytes_rate"):
         return f"it is {size(value)}/s"
-    return f"it is {value:,.6g}" + (" messages/s" if expression.startswith("rate") else " %" * ("%" in expression))
+    return f"it is {figure(value, 6)}" + (
+        " messages/s" if expression.startswith("rate") else " %" * ("%" in expression)
+    )
 
 
 def _has(encoding: str | None, text: str) -> bool:

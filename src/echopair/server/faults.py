@@ -18,7 +18,7 @@ from echopair.address import format_address
 from echopair.connection import NO_LINGER, Connection
 from echopair.loop import EventLoop, Timer
 from echopair.server.echo import EchoServer
-from echopair.text import count, duration, printable, size
+from echopair.text import count, duration, printable, size, typed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing would take a tenth of the start
@@ -52,17 +52,18 @@ class Faults:
 
     def __str__(self) -> str:
         """Return what goes wrong, as a person would say it; nothing where nothing does."""
-        shares = ", ".join(f"{duration(seconds)} for {share:g} %" for seconds, share in self.delay)
+        shares = ", ".join(f"{duration(seconds)} for {typed(share)} %" for seconds, share in self.delay)
         told = [f"delay {shares}"] if self.delay else []
         told += [f"throttle {size(self.throttle)}/s"] if self.throttle is not None else []
         told += [f"chunks of {count(self.chunk, 'byte')}"] if self.chunk is not None else []
         for what in ("corrupt", "drop", "duplicate"):
             rate = getattr(self, f"{what}_rate")
-            told += [f"{what} {rate:.3g} of the bytes"] if rate else []
+            told += [f"{what} {typed(100 * rate)} % of the bytes"] if rate else []
         for what in ("reset", "close", "stall"):
             after = getattr(self, f"{what}_after")
             told += [f"{what} after {count(after, 'byte')}"] if after is not None else []
-        told += [f"accept after {duration(self.accept_delay)}"] if self.accept_delay else []
+        told += [f"accept after {duration(self.accept_delay)}"] if 0 < self.accept_delay < math.inf else []
+        told += ["accept nobody"] if self.accept_delay == math.inf else []
         told += ["no half-close"] if self.no_half_close else []
         return ", ".join(told)
 
