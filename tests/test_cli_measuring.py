@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +21,7 @@ from echopair.cli import busy, client, measuring
 from echopair.cli import meter as meter_module
 from echopair.cli.command import FAILED, INTERRUPTED, OK, TERMINATED, USAGE
 from echopair.cli.results import THRESHOLD
-from helpers import HUNG, LOCALHOST
+from helpers import HUNG, LOCALHOST, run_client
 from test_measure_schema import VALIDATOR
 
 
@@ -466,7 +467,7 @@ def test_merging_adds_runs_up(capsys, tmp_path):
     assert client.main(["--merge", files[0], files[0]]) == USAGE
     assert capsys.readouterr().err == f"echo-client: {files[0]} is there twice: a run can be counted but once\n"
     assert client.main(["--merge", *files, "-o", files[0]]) == USAGE
-    assert "would be overwritten" in capsys.readouterr().err
+    assert "would overwrite the file of --merge" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -476,6 +477,10 @@ def test_merging_adds_runs_up(capsys, tmp_path):
         (b"\xff", " is not a result of echo-client: "),
         (b"[1]", " is not a result of echo-client: "),
         (b'{"schema_version": 7}', " has schema_version 7; this program reads 1"),
+        (b"[" * 100_000 + b"]" * 100_000, " is not a result of echo-client: maximum recursion depth exceeded"),
+        (b'{"rate": NaN}', " is not a result of echo-client: 'NaN' is beyond all figures"),
+        (b"[1e999]", " is not a result of echo-client: '1e999' is beyond all figures"),
+        (b"9" * 5000, " is not a result of echo-client: '999999999999...9999999999999' is beyond all figures"),
         (None, "cannot read "),
     ],
 )
@@ -487,6 +492,90 @@ def test_what_is_no_result_is_not_merged(capsys, tmp_path, content, complaint):
     (line,) = capsys.readouterr().err.splitlines()
     assert complaint in line
     assert str(path) in line
+
+
+@pytest.mark.parametrize("depth", range(900, 1000, 20))
+def test_nesting_that_can_just_be_read_is_no_result_either(capsys, tmp_path, depth):
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_bytes(b"[" * depth + b"]" * depth)
+    assert client.main(["--merge", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"is there twice|is not a result of echo-client: maximum recursion depth", line)
+
+
+# Files
+
+
+@pytest.fixture
+def link(tmp_path) -> str:
+    """A file by three names: its own, a link to it, and one in a folder that is a link."""
+    (tmp_path / "r.json").write_text("as it was")
+    (tmp_path / "hard").hardlink_to(tmp_path / "r.json")
+    (tmp_path / "soft").symlink_to("r.json")
+    (tmp_path / "new").symlink_to("none")  # a link to what is not there yet
+    (tmp_path / "folder").symlink_to(tmp_path)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["-o", "{}/r.json", "--hdr", "{}/./r.json"], "--hdr {}/./r.json would overwrite that of -o {}/r.json"),
+        (["-o", "{}/r.json", "--report", "{}/soft"], "--report {}/soft would overwrite that of -o {}/r.json"),
+        (["-o", "{}/hard", "--report", "{}/soft"], "--report {}/soft would overwrite that of -o {}/hard"),
+        (["-o", "{}/folder/r.json", "--hdr", "{}/r.json"], "--hdr {}/r.json would overwrite that of -o {}/folder/r"),
+        (["-o", "{}/none", "--hdr", "{}/new"], "--hdr {}/new would overwrite that of -o {}/none"),
+        (["--merge", "{}/r.json", "-o", "{}/hard"], "-o {}/hard would overwrite the file of --merge {}/r.json"),
+        (["--check", "--merge", "{}/r.json", "--junit", "{}/soft"], "--junit {}/soft would overwrite the file of"),
+    ],
+)
+def test_one_file_by_two_names_is_not_overwritten(capsys, link, arguments, complaint):
+    assert client.main([argument.format(link) for argument in arguments]) == USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"echo-client: {complaint.format(link, link)}")
+    assert Path(link, "r.json").read_text() == "as it was"
+    assert not Path(link, "none").exists()
+
+
+def test_a_file_that_standard_output_goes_to_is_not_overwritten(tmp_path):
+    path = tmp_path / "r.json"
+    with open(path, "w") as file:
+        done = run_client("-n", "1", "--loopback", "-o", str(path), capture_output=False, stdout=file)
+        assert done.returncode == USAGE
+        done = run_client("-n", "1", "--loopback", "--hdr", str(path), capture_output=False, stdout=None, stderr=file)
+        assert done.returncode == USAGE
+    assert f"--hdr {path} would overwrite standard error: give each" in path.read_text()
+
+
+def test_a_device_takes_as_much_as_it_is_given(capsys):
+    files = [argument for option in ("-o", "--hdr", "--report") for argument in (option, os.devnull)]
+    assert client.main(["--loopback", "-n", "1", *files]) == OK
+    assert capsys.readouterr().out.startswith("Every byte came back")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "begin"),
+    [
+        (["-n", "1", "-o", "-"], '{"schema_version": 1, '),
+        (["-n", "1", "--output=-", "--json"], '{"schema_version": 1, '),
+        (["-n", "1", "--hdr", "-"], "       Value     Percentile TotalCount"),
+        (["--report", "-", "-n", "1"], "<!DOCTYPE html>"),
+        (["--check-only", "basic", "--junit", "-"], "<?xml "),
+    ],
+)
+def test_a_file_may_be_standard_output_which_then_has_nothing_else(capsys, arguments, begin):
+    assert client.main(["--loopback", *arguments]) == OK
+    captured = capsys.readouterr()
+    assert captured.out.startswith(begin)
+    assert "Every byte came back" not in captured.out.replace("<title>Every byte came back", "").splitlines()
+    assert captured.err == ""
+
+
+def test_what_went_wrong_is_said_beside_a_document_on_standard_output(capsys, nobody):
+    assert client.main([nobody, "-n", "1", "--hdr", "-"]) == FAILED
+    captured = capsys.readouterr()
+    assert captured.out.startswith("       Value")
+    assert captured.err.startswith("echo-client: Failed: nothing came back")
 
 
 # While it goes on

@@ -387,7 +387,8 @@ def test_faults_say_what_they_do():
     )
     assert str(faults) == (
         "delay 5.00 ms for 90 %, 200 ms for 10 %, throttle 2.00 KiB/s, chunks of 1 byte, "
-        "corrupt 0.0001 % of the bytes, reset after 0 bytes, stall after 1,000 bytes, accept after 500 ms, no half-close"
+        "corrupt 0.0001 % of the bytes, reset after 0 bytes, "
+        "stall after 1,000 bytes, accept after 500 ms, no half-close"
     )
     assert str(Faults(accept_delay=math.inf, drop_rate=0.00001)) == "drop 0.001 % of the bytes, accept nobody"
     assert faults.ends_after == 0
@@ -395,6 +396,15 @@ def test_faults_say_what_they_do():
 
 
 # The command
+
+
+def test_a_server_that_accepts_nobody_says_so_in_a_pipe_too():
+    with running_server("--accept-delay", "never") as (server, _port):
+        server.terminate()
+        _, log = server.communicate(timeout=HUNG)
+    assert server.returncode == 0
+    assert "misbehaving on request: accept nobody\n" in log
+    assert "Traceback" not in log
 
 
 def test_faults_are_announced_with_their_seed_and_found_by_our_client():

@@ -307,6 +307,10 @@ def test_what_peers_wrote_is_text() -> None:
     assert "<b>" not in page(result)
 
 
+def test_runs_that_were_verified_in_different_ways_have_a_page() -> None:
+    assert f"<dt>Verified</dt><dd>{NONE}</dd>" in page(document(load={"verify": None}))
+
+
 def test_small_figures_have_no_exponent_and_what_was_typed_is_shown_as_it_was() -> None:
     run = document(
         load={"rate": 1234.5, "connect_rate": 0.00001},

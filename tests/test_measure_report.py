@@ -186,6 +186,10 @@ def test_course_over_time_needs_three_intervals_and_the_line_only_blocks():
     assert facts(closed(), encoding="ascii")["over time"] == "910 to 1,060 messages/s"
 
 
+def test_a_fact_may_be_empty():
+    assert "\n  server        \n" in report(with_(closed(), target=""))
+
+
 def test_long_fact_goes_on_in_the_next_line():
     document = with_(empty(), target=", ".join(["127.0.0.1:12345"] * 5))
     assert f"  server        {', '.join(['127.0.0.1:12345'] * 3)},\n{' ' * 16}127.0.0.1:12345, " in report(document)

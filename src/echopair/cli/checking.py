@@ -17,7 +17,7 @@ from echopair.check.run import FAILED as NOT_OK
 from echopair.check.run import PASSED, SKIPPED, Case, Check, Outcome
 from echopair.cli.command import FAILED, OK, Output, columns, complain, wants_colour
 from echopair.cli.reaching import Reach, target
-from echopair.cli.results import ResultFile, as_json, timestamp
+from echopair.cli.results import as_json, destinations, timestamp
 from echopair.loop import EventLoop
 from echopair.text import count, duration
 
@@ -37,8 +37,8 @@ def check(args: argparse.Namespace, output: Output) -> int:
     """Run the cases that were asked for, tell what came of them, and return the exit status."""
     wanted = _names(args.check_only or ())
     cases = [case for case in CASES if not wanted or case.name in wanted]
-    junit = ResultFile("--junit", args.junit) if args.junit is not None else None
-    tap = None if args.json else _Tap(output, len(cases))
+    files, printed = destinations([("--junit", args.junit, _junit)])
+    tap = None if args.json or printed else _Tap(output, len(cases))
     outcomes: list[Outcome] = []
 
     def told(outcome: Outcome) -> None:
@@ -66,9 +66,9 @@ def check(args: argparse.Namespace, output: Output) -> int:
         if tap:
             output.line(f"Bail out! {reason}")
         complain("echo-client", reason, status)
-    if junit:
-        document["exit_status"] = status = max(status, junit.write(_junit(document)))
-    output.text(_summary(document, len(cases)) if tap else as_json(document))
+    for file, text in files:
+        document["exit_status"] = status = max(status, file.write(text(document)))
+    output.text(_summary(document, len(cases)) if tap else (printed or as_json)(document))
     return status
 
 

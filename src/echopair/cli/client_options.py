@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import stat
 import sys
 import time
 from collections.abc import Sequence
@@ -107,7 +108,40 @@ def _take_target(args: argparse.Namespace) -> None:
         args.host, args.port = "localhost", 0
 
 
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Make sure that nothing is written over something else: each file gets one thing, and so does standard output."""
+    if args.output == "-":
+        args.json, args.output = True, None
+    if args.json and args.json_lines:
+        raise options.UsageError("--json prints one document and --json-lines many: leave out one")
+    files = {"-o": args.output, "--hdr": args.hdr, "--report": args.report, "--junit": args.junit}
+    printed = ["--json"] * args.json + ["--json-lines"] * args.json_lines
+    printed += [f"{option} -" for option, path in files.items() if path == "-"]
+    if len(printed) > 1:
+        raise options.UsageError(f"standard output takes one of {', '.join(printed)}: name a file for the others")
+    taken = {_identity(path): f"the file of --merge {path}" for path in args.merge or ()}
+    taken |= {_identity(descriptor): name for descriptor, name in ((1, "standard output"), (2, "standard error"))}
+    for option, path in files.items():
+        if path in (None, "-") or (identity := _identity(path)) is None:
+            continue
+        if identity in taken:
+            raise options.UsageError(
+                f"{option} {path} would overwrite {taken[identity]}: give each file a name of its own"
+            )
+        taken[identity] = f"that of {option} {path}"
+
+
+def _identity(path: str | int) -> object:
+    """Return what is the same for all names of a file; None for what is none, like a terminal or a pipe."""
+    try:
+        found = os.stat(path)
+    except OSError:  # to be made
+        return os.path.realpath(path) if isinstance(path, str) else None
+    return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
+
+
 def _check(args: argparse.Namespace) -> None:
+    _check_outputs(args)
     asked = [option for name, option in MEASURED.items() if getattr(args, name) not in (None, False)]
     args.check = args.check or args.check_list or bool(args.check_only) or args.junit is not None
     args.timeout = args.timeout or (CHECK_TIMEOUT if args.check else TIMEOUT)
@@ -183,8 +217,6 @@ def _check_load(args: argparse.Namespace) -> None:
     for name in ("warmup", "interval"):
         if getattr(args, name) == float("inf"):
             raise options.UsageError(f"--{name} never would leave nothing to report: give a time")
-    if args.json and args.json_lines:
-        raise options.UsageError("--json prints one document and --json-lines many: leave out one")
     args.size = args.size or 1024
     if args.duration is None:
         args.count = args.count or args.conns
@@ -266,7 +298,8 @@ def parser() -> options.Parser:
     add("--no-progress", action="store_true", help="no live meter on a terminal")
     add("-J", "--json", action="store_true", help="print the result as one JSON document instead of text")
     add("--json-lines", action="store_true", help="print events as they happen, each a line of JSON")
-    add("-o", "--output", metavar="FILE", help="write the JSON document to FILE, too")
+    add("-o", "--output", metavar="FILE",
+        help="write the JSON document to FILE, too; any FILE to write may be -, standard output in place of the report")
     add("--hdr", metavar="FILE", help="write the response times to FILE, for HdrHistogram's plotter (.hgrm)")
     add("--report", metavar="FILE", help="write a page for people to FILE (.html)")
     add("--merge", metavar="FILE", nargs="+", help="add up JSON documents of several runs, and report that")

@@ -14,7 +14,7 @@ def workers(text: str) -> int:
     """Read a number of workers."""
     if text == "auto":
         return processors()
-    if not (text.isascii() and text.isdigit() and 0 < int(text) <= MAX_WORKERS):
+    if not (text.isascii() and text.isdigit() and len(text) < 9 and 0 < int(text) <= MAX_WORKERS):
         raise ValueError(f"{text!r} is not a number of workers: give one from 1 to {MAX_WORKERS}, or auto")
     return int(text)
 

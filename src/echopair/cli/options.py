@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import reprlib
 import shutil
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,8 @@ if TYPE_CHECKING:  # importing typing would take a tenth of the start
 SIZE_UNITS = {"": 1, "K": 1024, "KiB": 1024, "M": 1024**2, "MiB": 1024**2, "G": 1024**3, "GiB": 1024**3}
 COUNT_UNITS = {"": 1, "k": 1000, "m": 1000**2}
 DURATION_UNITS = {"": 1.0, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+MOST = 10**18  # of what is counted; more is a typing error, and beyond what floats and the system take
 
 TRUE = ("1", "yes", "true", "on")
 FALSE = ("0", "no", "false", "off")
@@ -141,6 +144,8 @@ def _quantity(what: str, units: Mapping[str, float], advice: str, least: float, 
         if not ((integer + fraction).isdigit() and number.isascii() and number[-1] != "." and unit in spelled):
             raise ValueError(f"{text!r} is not {what}: give {advice}")
         value = float(number) * spelled[unit]
+        if value > MOST and units is not DURATION_UNITS:
+            raise ValueError(f"{reprlib.repr(text)} is too large: the most is {MOST:,}")
         if whole:  # in integers, for a float has but 53 bits
             value, rest = divmod(int(integer + fraction) * spelled[unit], 10 ** len(fraction))
             if rest:

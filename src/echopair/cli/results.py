@@ -6,9 +6,10 @@ import argparse
 import io
 import json
 import os
+import reprlib
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
 from echopair.cli.command import (
@@ -28,6 +29,7 @@ from echopair.measure.document import Document, loaded
 from echopair.measure.verdict import GOOD, verdict
 from echopair.text import reason
 
+LARGEST = 1e30  # in a document; nanoseconds of a histogram's sum come up to 1e27 or so
 THRESHOLD = 99  # exit status: a --fail-if held
 
 
@@ -55,22 +57,31 @@ class ResultFile:
         return OK
 
 
+Format = Callable[[Document], str]
+
+
+def destinations(
+    formats: Iterable[tuple[str, str | None, Format]],
+) -> tuple[list[tuple[ResultFile, Format]], Format | None]:
+    """Return the files to write, opened, each with its format; and the format that `-` asks for, if one does.
+
+    `formats` are options, each with its path, if it was given, and its format. Raises UsageError.
+    """
+    asked = [(option, path, text) for option, path, text in formats if path is not None]
+    files = [(ResultFile(option, path), text) for option, path, text in asked if path != "-"]
+    return files, next((text for _, path, text in asked if path == "-"), None)
+
+
 class Results:
     """What is to be told of a run, and to whom. Raises UsageError for files that cannot be written."""
 
     def __init__(self, args: argparse.Namespace, output: Output) -> None:
         self._args = args
         self._output = output
-        formats: dict[str, tuple[str | None, Callable[[Document], str]]] = {
-            "--output": (args.output, as_json),
-            "--hdr": (args.hdr, _as_hgrm),
-            "--report": (args.report, _as_page),
-        }
-        paths = [path for path, _ in formats.values() if path]
-        for path in paths:
-            if paths.count(path) > 1 or path in (args.merge or ()):
-                raise UsageError(f"{path} would be overwritten: give each file a name of its own")
-        self._files = [(ResultFile(option, path), text) for option, (path, text) in formats.items() if path is not None]
+        self._files, printed = destinations(
+            (("--output", args.output, as_json), ("--hdr", args.hdr, _as_hgrm), ("--report", args.report, _as_page))
+        )
+        self._printed = as_json if args.json else printed
 
     @property
     def for_programs(self) -> bool:
@@ -86,13 +97,11 @@ class Results:
         status: int = document["exit_status"]
         for file, text in self._files:
             status = max(status, file.write(text(document)))
-        if self._args.json:
-            self._output.text(as_json(document))
-        elif self._args.json_lines:
+        if self._args.json_lines:
             self._output.line(json.dumps({"event": "end", "data": document}, allow_nan=False), flush=True)
         else:
-            self._output.text(_as_text(document))
-        if self._args.json or self._args.json_lines:
+            self._output.text((self._printed or _as_text)(document))
+        if self._printed or self._args.json_lines:
             found = verdict(document)
             if found.tone != GOOD:
                 complain("echo-client", str(found), status)
@@ -107,10 +116,11 @@ def merge_files(args: argparse.Namespace, output: Output) -> int:
     for path in args.merge:
         try:
             with open(path, encoding="utf-8") as file:
-                documents.append(json.load(file))
+                whole, other = _bounded(int), _bounded(float)
+                documents.append(json.load(file, parse_int=whole, parse_float=other, parse_constant=other))
         except OSError as error:
             return complain("echo-client", f"cannot read {path}: {reason(error)}", USAGE)
-        except ValueError as error:  # not JSON, not UTF-8
+        except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, nested without end
             return complain("echo-client", f"{path} is not a result of echo-client: {error}", USAGE)
     for path, document in zip(args.merge, documents, strict=True):
         if documents.count(document) > 1:
@@ -122,6 +132,17 @@ def merge_files(args: argparse.Namespace, output: Output) -> int:
     for caveat in caveats(documents):
         complain("echo-client", caveat, OK)
     return Results(args, output).tell(document)
+
+
+def _bounded(read: Callable[[str], float]) -> Callable[[str], float]:
+    """Return `read` for numbers that can be added and divided: not NaN, and far from what a float holds."""
+
+    def number(text: str) -> float:
+        if not abs(float(text)) < LARGEST:
+            raise ValueError(f"{reprlib.repr(text)} is beyond all figures")
+        return read(text)
+
+    return number
 
 
 def timestamp(seconds: float) -> str:

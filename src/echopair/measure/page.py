@@ -400,7 +400,7 @@ def details(document: dict[str, Any]) -> str:
             ("Warm-up, left out", _seconds(load["warmup_s"])),
             ("New connections", NONE if load["connect_rate"] is None else f"{typed(load['connect_rate'])}/s"),
             ("Messages until reconnecting", _number(load["reconnect_every"])),
-            ("Verified", escape(load["verify"])),
+            ("Verified", escape(load["verify"] or NONE)),
             ("Seed", NONE if load["seed"] is None else str(load["seed"])),
         ],
         "Messages": [(name.capitalize().replace("_", " "), _number(number)) for name, number in messages.items()],

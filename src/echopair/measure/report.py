@@ -67,7 +67,7 @@ class _Page:
         """Say what was asked for and how much there was of it."""
         self.lines.append("")
         for name, text in _facts(document):
-            first, *more = wrap(text, self._width - 16)
+            first, *more = wrap(text, self._width - 16) or [""]
             self.lines += [f"  {name:12}  {first}", *(f"{'':16}{line}" for line in more)]
         rates = [each["messages"] / each["duration_s"] for each in document["intervals"] if each["duration_s"]]
         if len(rates) > 2:
