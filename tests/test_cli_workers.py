@@ -115,7 +115,7 @@ def test_workers_need_fork_and_a_shared_port(monkeypatch, capsys):
     assert "--workers needs fork() and SO_REUSEPORT" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["0", "many", "-1", "1025", ""])
+@pytest.mark.parametrize("text", ["0", "many", "-1", "1025", "", "9" * 5000])
 def test_a_number_of_workers_is_one(text, capsys):
     assert command.main([f"--workers={text}"]) == USAGE
     assert "is not a number of workers: give one from 1 to 1024, or auto" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import operator
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -109,6 +110,31 @@ def test_client_from_python_says_what_is_wrong_with_an_address(target, status, c
         returned, output, complaints = result(process)
     assert (returned, output, complaints.count("\n")) == (status, "", 1)
     assert complaint in complaints
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h", "1"], ["--hepl"], ["many"]])
+@pytest.mark.parametrize("name", ["bench/bench.py", "bench/rows.py", "pictures/make.py"])
+def test_what_is_no_order_to_measure_neither_runs_nor_writes_anything(tmp_path, name, arguments):
+    folder = tmp_path / "copy"
+    shutil.copytree((EXAMPLES / name).parent, folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    with running(sys.executable, "-B", str(folder / Path(name).name), *arguments, env={"PATH": ""}) as process:
+        status, output, complaints = result(process)
+    if arguments[0] in ("--help", "-h"):
+        assert (status, complaints) == (0, "")
+        assert f"Run it: python examples/{name}" in output
+    else:
+        assert (status, output) == (2, "")
+        assert complaints.startswith("usage: ")
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("number", ["0", "-1"])
+def test_a_bench_runs_at_least_once(number):
+    with running(sys.executable, str(EXAMPLES / "bench/bench.py"), "--", number, env={"PATH": ""}) as process:
+        status, _, complaints = result(process)
+    assert status == 2
+    assert f"ROUNDS is {number}: give at least 1" in complaints
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

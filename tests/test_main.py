@@ -19,7 +19,7 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("arguments", [[], ["sever"], ["--version"], ["sever", "--help"]])
+@pytest.mark.parametrize("arguments", [[], ["sever"], ["sever", "--help"], ["sever", "--version"]])
 def test_anything_but_a_command_is_wrong_usage(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
@@ -35,6 +35,12 @@ def test_help_is_an_answer_and_not_an_error(
     monkeypatch.setattr(sys, "argv", ["echopair", *options])
     assert entry.main() == 0
     assert capsys.readouterr() == (USAGE, "")
+
+
+def test_version_is_that_of_the_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["echopair", "--version"])
+    assert entry.main() == 0
+    assert capsys.readouterr() == (f"echopair {echopair.__version__}\n", "")
 
 
 @pytest.mark.parametrize(("name", "program", "_module", "_start"), COMMANDS)
@@ -65,6 +71,7 @@ def test_command_returns_its_status_and_an_interrupt_is_one(
     ("arguments", "status", "out", "err"),
     [
         (["--help"], 0, USAGE, ""),
+        (["--version"], 0, f"echopair {echopair.__version__}\n", ""),
         (
             ["client", "-p"],
             2,

@@ -8,6 +8,7 @@ that slows down slows all of them; what is shown is the median of the rounds, an
 the server's, user and system, as the scheduler counts it (/proc/PID/schedstat). A peer that cannot be had is named.
 """
 
+import argparse
 import os
 import platform
 import shutil
@@ -170,9 +171,19 @@ def machine(directory: Path) -> str:
     return f"{model}, {os.cpu_count()} processors; {', '.join(versions)}; {datetime.now(UTC):%Y-%m-%d}"
 
 
+def times_to_run(about: str, name: str, default: int) -> int:
+    """Return the number that the command line gives; `about` is what --help says."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(name, nargs="?", type=int, default=default, help=f"how often, at least 1 (default: {default})")
+    number = getattr(parser.parse_args(), name)
+    if number < 1:
+        parser.error(f"{name} is {number}: give at least 1")
+    return number
+
+
 def main() -> None:
     """Run the bench and write the table and the picture."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    rounds = times_to_run(__doc__, "ROUNDS", 5)
     if (os.cpu_count() or 1) < 2 or not shutil.which("taskset"):
         sys.exit("server and load generator need a processor each, and taskset to get it")
     with tempfile.TemporaryDirectory() as name:

@@ -20,7 +20,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench import COMMANDS, HERE, OURS, PEERS, Server, build, cpu_ns, machine
+from bench import COMMANDS, HERE, OURS, PEERS, Server, build, cpu_ns, machine, times_to_run
 
 RESULTS = HERE / "rows.md"
 C = "C, epoll"
@@ -174,7 +174,7 @@ ROWS = [
 
 def main() -> None:
     """Measure every row and write the table."""
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    runs = times_to_run(__doc__, "RUNS", 3)
     if (os.cpu_count() or 1) < 2 or not (shutil.which("taskset") and shutil.which("prlimit")):
         sys.exit("server and load generator need a processor each, and taskset and prlimit")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -7,6 +7,7 @@ stops the server for half a second in the middle. What the client drew on its te
 wrote, become examples/pictures/meter.png and examples/pictures/report.png.
 """
 
+import argparse
 import fcntl
 import html
 import json
@@ -90,6 +91,7 @@ def as_page(command: str, frame: str) -> str:
 
 def main() -> None:
     """Make both pictures."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     browser = chromium()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)

@@ -35,6 +35,11 @@ def echo_client() -> int:
 def main() -> int:
     """Run the command that the first argument names and return its exit status."""
     commands = {"server": echo_server, "client": echo_client}
+    if sys.argv[1:2] == ["--version"]:
+        from echopair import __version__
+
+        print(f"echopair {__version__}")
+        return 0
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         asked_for_help = sys.argv[1:2] in (["-h"], ["--help"])
         print(USAGE, file=sys.stdout if asked_for_help else sys.stderr)
