@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "client": {"client", "measure", *CORE},
     "check": {"check", "client", *CORE},
     "cli": {"__init__", "check", "cli", "client", "measure", "server", *CORE},
-    "__main__": {"cli"},
+    "__main__": {"__init__", "cli"},
 }
 
 

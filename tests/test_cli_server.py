@@ -177,6 +177,17 @@ def test_a_host_that_is_empty_does_not_mean_every_interface(capsys, host):
     assert "this one is empty" in capsys.readouterr().err
 
 
-def test_an_ipv6_host_may_come_in_brackets(capsys):
-    assert server.main(["--host", "[::1", "--port", "0"]) == FAILED
-    assert "cannot resolve '[::1'" in capsys.readouterr().err
+def test_an_ipv6_host_comes_in_two_brackets_or_none(capsys):
+    assert server.main(["--host", "[::1", "--port", "0"]) == USAGE
+    assert "'[::1' is not an address: write [IPV6]:PORT, like [::1]:12345" in capsys.readouterr().err
+
+
+def test_a_port_is_no_host(capsys):
+    assert server.main(["--host", "12345"]) == USAGE
+    assert "--host: '12345' looks like a port: write --port 12345" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("habit", ["-k", "-l", "-t", "-u", "-U", "-z", "--tls", "--udp"])
+def test_known_habits_get_an_answer(capsys, habit):
+    assert server.main([habit]) == USAGE
+    assert re.match(rf"echo-server: {habit}: (echo-server|time limits) ", capsys.readouterr().err)
