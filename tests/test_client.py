@@ -531,6 +531,17 @@ def test_messages_that_cannot_be_made_fail_their_connection_at_once(run, loop, c
     assert "could not begin" in caplog.text
 
 
+def test_an_owner_that_raises_at_a_sessions_end_keeps_no_other_from_theirs(run, loop, caplog):
+    run = run(Session(1, iter([b"a"])), Session(2, iter([b"b"])))
+    run.client._ended = lambda _session: 1 // 0
+    for _ in range(2):
+        server = run.accept()
+        run_until(loop, lambda server=server: echo_once(server))
+        server.close()
+    run_until(loop, lambda: run.done)
+    assert caplog.text.count("Traceback") == 2
+
+
 def test_a_client_without_sessions_is_done_at_once(run, loop):
     run = run()
     loop.run_once(0)

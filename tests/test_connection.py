@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echopair.connection import READ_SIZE, Connection, Handler
+from echopair.idle import IdleWatch
 from echopair.loop import READ, WRITE, EventLoop
 from helpers import Clock, Recorder, ScriptedSocket, read_all, reset, run_until, settle, small_pair, tcp_pair, unix_pair
 
@@ -431,6 +432,18 @@ def test_a_handler_that_raises_costs_its_own_connection(loop, caplog):
     far.close()
     other_far.close()
     settle(loop)
+
+
+def test_silence_whose_handling_raises_ends_its_connection_alone(loop, clock, handler, caplog):
+    near, far = small_pair()
+    connection = Connection(loop, near, handler, "peer")
+    watch = IdleWatch(loop, [connection], 5, lambda _connection: 1 // 0)
+    clock.advance(5)
+    settle(loop)
+    assert isinstance(handler.errors[0], ZeroDivisionError)
+    assert caplog.text.count("Traceback") == 1
+    watch.close()
+    far.close()
 
 
 def test_activity_is_stamped_with_the_turn_it_happened_in(pair, loop, clock):

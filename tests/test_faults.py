@@ -16,6 +16,7 @@ from echopair.cli import options
 from echopair.cli import server as command
 from echopair.cli.command import USAGE
 from echopair.server.drain import Drain
+from echopair.server.echo import EchoServer
 from echopair.server.faults import ABANDONED_AFTER, SENDS_PER_TURN, UNPAID, Faults, FaultyEchoServer, Strikes
 from helpers import (
     HUNG,
@@ -23,6 +24,7 @@ from helpers import (
     connected_to,
     read_all,
     read_exactly,
+    reset,
     run_client,
     running_server,
     settle,
@@ -335,6 +337,85 @@ def test_a_peer_that_does_not_read_is_waited_for(loop, serve):
     while len(data) < sent:
         data += got(loop, peer)
     assert data == (DATA * (sent // len(DATA) + 1))[:sent]
+
+
+def test_a_timer_of_a_fault_that_raises_ends_its_connection_alone(loop, clock, serve, monkeypatch, caplog):
+    server, connect = serve(delay=((0.5, 100),))
+    peer, neighbour = connect(), connect()
+    peer.sendall(DATA)
+    settle(loop)
+    monkeypatch.setattr(server, "_send_some", lambda *_arguments: 1 // 0)
+    clock.advance(1)
+    assert got(loop, peer) == b""
+    assert peer.recv(1) == b""
+    assert len(server.connections) == 1
+    assert caplog.text.count("Traceback") == 1
+    monkeypatch.undo()
+    neighbour.sendall(DATA)
+    clock.advance(1)
+    settle(loop)
+    clock.advance(1)
+    assert got(loop, neighbour) == DATA
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), OSError(errno.ENOSPC, "no space left on device")])
+def test_who_cannot_be_served_when_accepted_late_is_closed_and_holds_no_drain(
+    loop, clock, serve, monkeypatch, caplog, error
+):
+    def fail(*_arguments):
+        raise error
+
+    server, connect = serve(accept_delay=1.0, max_conns=1)
+    peer, done = connect(), []
+    monkeypatch.setattr(EchoServer, "_accepted", fail)
+    Drain(loop, server, 5, lambda: done.append(1))
+    clock.advance(1)
+    assert got(loop, peer) == b""
+    assert peer.recv(1) == b""
+    assert done
+    assert caplog.text.count("Traceback") == 1
+
+
+def test_who_cannot_be_served_when_accepted_late_leaves_its_place(loop, clock, serve, monkeypatch):
+    _, connect = serve(accept_delay=1.0, max_conns=2)
+    echoing = connect()
+    clock.advance(1)
+    settle(loop)
+    connect()
+    with monkeypatch.context() as patch:
+        patch.setattr(EchoServer, "_accepted", lambda *_arguments: 1 // 0)
+        clock.advance(1)
+        settle(loop)
+    third = connect()
+    clock.advance(1)
+    third.sendall(DATA)
+    echoing.sendall(DATA)
+    assert got(loop, third) == got(loop, echoing) == DATA
+
+
+def test_a_peer_that_is_gone_is_not_sent_to_for_days(loop, clock, serve):
+    server, connect = serve(throttle=1, max_buffer=1000)
+    peer = connect()
+    peer.sendall(DATA)
+    settle(loop)
+    reset(peer)
+    for _ in range(10):
+        clock.advance(1)
+        settle(loop)
+    assert not server.connections
+
+
+def test_what_a_long_delay_keeps_of_many_reads_is_bounded(loop, clock, serve):
+    server, connect = serve(delay=((3600.0, 100),))
+    peer = connect()
+    for _ in range(100):
+        peer.send(b"x")
+        clock.advance(0.1)
+        settle(loop)
+    (victim,) = server._victims.values()
+    assert len(victim.due) <= 4  # ticks of 3.6 s
+    clock.advance(3600 + 3.6)
+    assert got(loop, peer) == b"x" * 100
 
 
 def test_a_drain_waits_for_what_is_held_back(loop, clock, serve):

@@ -26,6 +26,9 @@ class Connection:
     def undelivered(self) -> int:
         return self.kernel_holds
 
+    def call(self, callback: Callable[..., object], *arguments: object) -> None:
+        callback(*arguments)
+
 
 class Watched:
     """A watch over fake connections, each a name and a moment, and the names it has told."""

@@ -20,19 +20,19 @@ from helpers import LOCALHOST, read_all, read_exactly, reset, run_until, settle,
 
 
 class FailingListener(socket.socket):
-    """A listener whose next accepts fail as told."""
+    """A listener whose next accepts fail as told, by an errno or an exception."""
 
     def __init__(self) -> None:
         (listener,) = listen([LOCALHOST], 0)
         super().__init__(listener.family, listener.type, listener.proto, fileno=listener.detach())
-        self.errors: list[int] = []
+        self.errors: list[int | Exception] = []
         self.accepts = 0
 
     def accept(self):
         self.accepts += 1
         if self.errors:
-            number = self.errors.pop(0)
-            raise OSError(number, errno.errorcode[number])
+            error = self.errors.pop(0)
+            raise OSError(error, errno.errorcode[error]) if isinstance(error, int) else error
         return super().accept()
 
 
@@ -80,6 +80,19 @@ def world(loop, zero_copy):
     world.close()
 
 
+class Done:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+
+
+@pytest.fixture
+def done() -> Done:
+    return Done()
+
+
 def make(loop, request, *args, **options) -> World:
     world = World(loop, *args, **options)
     request.addfinalizer(world.close)
@@ -124,9 +137,9 @@ def test_accepts_so_many_a_wake_up_and_no_more(loop, request):
     assert world.server.connections_served == ACCEPTS_PER_WAKEUP + 5
 
 
-@pytest.mark.parametrize("name", ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"])
-def test_out_of_resources_waits_without_spinning_and_says_so_once(world, loop, clock, caplog, name):
-    world.listener.errors = [getattr(errno, name)] * 3
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, MemoryError()])
+def test_out_of_resources_waits_without_spinning_and_says_so_once(world, loop, clock, caplog, error):
+    world.listener.errors = [error] * 3
     peer = world.connect(served=False)
     run_until(loop, lambda: world.listener.accepts == 1)
     for _ in range(50):
@@ -201,6 +214,63 @@ def test_a_connection_that_cannot_be_served_is_closed_and_the_next_one_served(wo
     assert read_all(world.connect(served=False), loop) == b""
     world.connect()
     assert "could not be served" in caplog.text
+
+
+def test_a_selector_that_takes_no_more_is_a_shortage(world, loop, clock, monkeypatch, caplog):
+    def full(*_args, **_options):
+        monkeypatch.undo()
+        raise OSError(errno.ENOSPC, "no space left on device")  # epoll(7), max_user_watches
+
+    monkeypatch.setattr("echopair.server.echo.EchoStream", full)
+    assert read_all(world.connect(served=False), loop) == b""
+    assert "not accepting for now" in caplog.text
+    assert "Traceback" not in caplog.text
+    clock.advance(RETRY_DELAY)
+    world.connect()
+    clock.advance(RECOVERED_AFTER * 1.01)
+    settle(loop)
+
+
+CALLBACKS = ["data_received", "eof_received", "drained", "closing", "connection_lost"]
+
+
+@pytest.mark.parametrize("draining", [False, True])
+@pytest.mark.parametrize("callback", CALLBACKS)
+def test_an_exception_in_any_callback_ends_its_connection_alone_and_frees_its_place(
+    loop, request, zero_copy, done, caplog, callback, draining
+):
+    def fail(server, connection, *arguments):
+        if connection is server.victim:
+            raise ZeroDivisionError("a bug")
+        return getattr(EchoServer, callback)(server, connection, *arguments)
+
+    world = make(loop, request, type("Broken", (EchoServer,), {callback: fail}), max_conns=2, zero_copy=zero_copy)
+    peer = world.connect(receive_buffer=65536)
+    world.server.victim = world.connection()
+    neighbour = world.connect()
+    if draining:
+        Drain(loop, world.server, 5, done)
+    else:
+        world.connect(served=False)
+    with suppress(OSError):  # reset, for the connection ended with bytes unread
+        sent, received = send_what_fits(world, peer), 0
+        while received < sent and not world.server.victim.closed:
+            loop.run_once(0)
+            with suppress(BlockingIOError):
+                received += len(peer.recv(1 << 20))
+        peer.shutdown(socket.SHUT_WR)
+        read_all(peer, loop)
+    run_until(loop, lambda: world.server.victim not in world.server.connections)
+    assert world.server.victim.closed
+    assert caplog.text.count("Traceback") == 1
+    assert caplog.text.count("the handler failed") == 1
+    neighbour.send(b"hello")
+    neighbour.shutdown(socket.SHUT_WR)
+    assert read_all(neighbour, loop) == b"hello"
+    if draining:
+        run_until(loop, lambda: done.count)
+    else:
+        run_until(loop, lambda: world.server.connections_served == 3)
 
 
 def test_accepted_sockets_send_small_echoes_at_once(world):
@@ -313,19 +383,6 @@ def let_quiet_pass(loop, clock) -> None:
     for _ in range(2):
         clock.advance(QUIET * 1.1)
         settle(loop)
-
-
-class Done:
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self) -> None:
-        self.count += 1
-
-
-@pytest.fixture
-def done() -> Done:
-    return Done()
 
 
 def test_a_server_without_connections_is_done_at_once(world, loop, done):

@@ -16,11 +16,13 @@ import socket
 import struct
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 from echopair.loop import READ, WRITE, EventLoop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing would take a tenth of the start
+    from collections.abc import Callable
     from typing import Any
 
 try:
@@ -37,9 +39,10 @@ log = logging.getLogger(__name__)
 
 
 class Handler:
-    """What a connection tells its owner; but for `closing`, no method is called from within another.
+    """Callbacks of a connection; they never nest, except `closing`.
 
-    One handler may serve one connection or thousands. An exception raised in it ends that one connection.
+    One handler may serve one connection or thousands. An exception raised in a callback is logged and ends that one
+    connection.
     """
 
     def data_received(self, connection: Connection, data: bytes) -> None:
@@ -57,7 +60,10 @@ class Handler:
         """Look at the socket a last time, for it is closed next; the one call that comes from within others."""
 
     def connection_lost(self, connection: Connection, error: Exception | None) -> None:
-        """Know that the connection has ended, the last call of all; `error` is None where both sides had sent EOF."""
+        """Take note that the connection has ended; `error` is None where both sides had sent EOF."""
+
+    def forget(self, connection: Connection) -> None:
+        """Drop what is kept for the connection; called last of all, even where `connection_lost` raised."""
 
 
 @dataclass(slots=True, eq=False)
@@ -175,6 +181,14 @@ class Connection:
             return -1
         return int.from_bytes(unacknowledged, sys.byteorder)
 
+    def call(self, callback: Callable[..., object], *arguments: Any) -> None:
+        """Run `callback(*arguments)`, work of this connection: if it raises, log that and end the connection."""
+        try:
+            callback(*arguments)
+        except Exception as error:
+            log.exception("%s: the handler failed", self.peer)
+            self._end(error)
+
     def _ready(self, events: int) -> None:
         try:
             if events & READ:
@@ -257,8 +271,10 @@ class Connection:
         self.closed = self.eof_queued = True
         self._drop_outbound()
         self.loop.watch(self.sock, 0)
-        try:
-            self.handler.closing(self)
-        finally:
-            self.sock.close()
-            self.loop.call_soon(lambda: self.handler.connection_lost(self, error))
+        self.call(self.handler.closing, self)
+        self.sock.close()
+        self.loop.call_soon(partial(self._lost, error))
+
+    def _lost(self, error: Exception | None) -> None:
+        self.call(self.handler.connection_lost, self, error)
+        self.call(self.handler.forget, self)

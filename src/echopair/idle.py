@@ -54,7 +54,7 @@ class IdleWatch:
                 # The kernel may still be busy with what it took from us; then the bytes do move (tcp(7), SIOCOUTQ).
                 before, undelivered = undelivered, connection.undelivered()
                 if undelivered in (0, before):
-                    self._loop.call_soon(partial(self._silent, connection))
+                    self._loop.call_soon(partial(connection.call, self._silent, connection))
                 since = now
             if since > connection.active_at:
                 self._told[connection] = since, undelivered

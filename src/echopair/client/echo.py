@@ -133,9 +133,11 @@ class EchoClient:
         self._session_ended(session)
 
     def _session_ended(self, session: Session) -> None:
-        self._ended(session)
         self._running -= 1
-        self._finish()
+        try:
+            self._ended(session)
+        finally:
+            self._finish()
 
     def _finish(self) -> None:
         if self._running:

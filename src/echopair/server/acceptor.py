@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -114,8 +115,15 @@ class Acceptor:
                     continue
                 self._wait_for_resources(error)
                 return False
+            except MemoryError:
+                self._wait_for_resources(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
+                return False
             try:
                 self._accepted(sock, address)
+            except OSError as error:  # the selector takes no more (epoll_ctl(2): ENOSPC, ENOMEM)
+                sock.close()
+                self._wait_for_resources(error)
+                return False
             except Exception:
                 log.exception("a new connection could not be served")
                 sock.close()

@@ -1,8 +1,8 @@
 """The end of a server: accept no more, pay every peer what it is owed, and go.
 
-It takes over as the handler of all connections, which are served as before until they fall quiet: nothing is owed
-and for a moment no byte has moved. The moment matters, for what a peer sent before the end may still be on its way.
-Then each is half-closed and ends with the peer's EOF. A timer bounds it all.
+Connections are served as before until they fall quiet: nothing is owed and for a moment no byte has moved. The moment
+matters, for what a peer sent before the end may still be on its way. Then each is half-closed and ends with the peer's
+EOF. A timer bounds it all.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from echopair.connection import Connection, Handler
+from echopair.connection import Connection
 from echopair.idle import IdleWatch
 from echopair.loop import EventLoop
 from echopair.server.echo import EchoServer
@@ -21,17 +21,15 @@ QUIET = 0.2  # seconds; a round trip and a delayed ACK (RFC 1122 4.2.3.2) on mos
 log = logging.getLogger(__name__)
 
 
-class Drain(Handler):
+class Drain:
     """Drains `server`, for at most `timeout` seconds, then calls `done()` from the loop."""
 
     def __init__(self, loop: EventLoop, server: EchoServer, timeout: float, done: Callable[[], object]) -> None:
         self._server = server
         self._done = done
         self._gave_up = False
-        server.handler = self
+        server.emptied = self._emptied
         server.acceptor.finish()
-        for connection in server.connections:
-            connection.handler = self
         self._timer = loop.call_later(timeout, self.give_up)
         self._quiet_watch = IdleWatch(loop, server.connections, QUIET, self._quiet)
         if not server.connections and not server.waiting:
@@ -51,22 +49,8 @@ class Drain(Handler):
         if not left and self._server.waiting:
             self._end()
 
-    def data_received(self, connection: Connection, data: bytes) -> None:
-        """Serve on."""
-        self._server.data_received(connection, data)
-
-    def eof_received(self, connection: Connection) -> None:
-        """Serve on."""
-        self._server.eof_received(connection)
-
-    def drained(self, connection: Connection) -> None:
-        """Serve on."""
-        self._server.drained(connection)
-
-    def connection_lost(self, connection: Connection, error: Exception | None) -> None:
-        """Let the connection go; the last one ends the drain."""
-        self._server.connection_lost(connection, error)
-        if not self._server.connections and (self._gave_up or not self._server.waiting):
+    def _emptied(self) -> None:
+        if self._gave_up or not self._server.waiting:
             self._end()
 
     def _end(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
 from functools import partial
 
 from echopair.address import Address, format_address
@@ -45,7 +46,7 @@ class EchoServer(Handler):
         self.loop = loop
         self.addresses: list[Address] = [(listener.family, listener.getsockname()) for listener in listeners]
         self.connections: set[Connection] = set()
-        self.handler: Handler = self  # of the connections to come
+        self.emptied: Callable[[], object] = lambda: None  # called when the last connection has ended
         self.connections_served = 0
         self.bytes_received = 0  # by connections that have ended, as is bytes_sent
         self.bytes_sent = 0
@@ -73,10 +74,7 @@ class EchoServer(Handler):
         connection.send(data)
 
     def connection_lost(self, connection: Connection, error: Exception | None) -> None:
-        """Let the connection go, and one that waits in the listen queue in."""
-        self.connections.discard(connection)
-        self.bytes_received += connection.bytes_received
-        self.bytes_sent += connection.bytes_sent
+        """Log how it ended."""
         log.info(
             "%s  %s: %s received, %s sent",
             connection.peer,
@@ -84,12 +82,20 @@ class EchoServer(Handler):
             count(connection.bytes_received, "byte"),
             count(connection.bytes_sent, "byte"),
         )
+
+    def forget(self, connection: Connection) -> None:
+        """Give its place to a connection that waits in the listen queue."""
+        self.connections.discard(connection)
+        self.bytes_received += connection.bytes_received
+        self.bytes_sent += connection.bytes_sent
         self.acceptor.resume()
+        if not self.connections:
+            self.emptied()
 
     def _accepted(self, sock: socket.socket, address: Any) -> None:
         sock.setblocking(False)
         kind = partial(EchoStream, pipes=self._pipes) if self._streams else Connection
-        connection = kind(self.loop, sock, self.handler, format_address(address), self._max_buffer)
+        connection = kind(self.loop, sock, self, format_address(address), self._max_buffer)
         self.connections.add(connection)
         self.connections_served += 1
         log.info("%s  connected (%d open)", connection.peer, len(self.connections))

@@ -12,6 +12,7 @@ import math
 import socket
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 
 from echopair.address import format_address
@@ -28,7 +29,8 @@ SENDS_PER_TURN = 64  # small chunks of one peer share the loop with other peers
 SLICES_PER_SECOND = 50  # of a throttled peer's bytes
 UNPAID = 8 * 1024 * 1024  # bytes; more than sockets buffer (tcp(7), tcp_wmem)
 ABANDONED_AFTER = 30.0  # seconds that a connection stays silent after its peer's EOF; nothing else would end it
-TICKS = 1000  # a second; what is due in the same one is kept as one
+TICK = 0.001  # seconds; what is due in the same one is kept as one
+MOST_TICKS = 1000  # a delay; the ticks of a long one are longer, so that a peer cannot make their list grow
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +159,11 @@ class FaultyEchoServer(EchoServer):
         victim = self._victim(connection)
         if victim.stalled:
             return  # read on, for else nobody would notice that the peer has gone
-        due = math.ceil((self.loop.clock() + self._delay(victim)) * TICKS) / TICKS if self._faults.delay else 0.0
+        due = 0.0
+        if self._faults.delay:
+            delay = self._delay(victim)
+            tick = max(delay / MOST_TICKS, TICK)
+            due = math.ceil((self.loop.clock() + delay) / tick) * tick
         length = len(data)
         if victim.due and due <= victim.due[-1][0]:  # for a stream keeps its order
             due, held = victim.due.pop()
@@ -182,12 +188,12 @@ class FaultyEchoServer(EchoServer):
         """Go on."""
         self._echo(connection, self._victim(connection))
 
-    def connection_lost(self, connection: Connection, error: Exception | None) -> None:
-        """Forget it."""
+    def forget(self, connection: Connection) -> None:
+        """Drop its faults, too."""
         victim = self._victims.pop(connection, None)
         if victim and victim.timer:
             victim.timer.cancel()
-        super().connection_lost(connection, error)
+        super().forget(connection)
 
     def _accepted(self, sock: socket.socket, address: Any) -> None:
         if not self._faults.accept_delay:
@@ -196,7 +202,14 @@ class FaultyEchoServer(EchoServer):
 
         def accept() -> None:
             del self._unaccepted[sock]
-            super(FaultyEchoServer, self)._accepted(sock, address)
+            try:
+                super(FaultyEchoServer, self)._accepted(sock, address)
+            except Exception:
+                log.exception("%s: a new connection could not be served", format_address(address))
+                sock.close()
+                self.acceptor.resume()
+                if not self.connections:
+                    self.emptied()
 
         log.debug("%s  waits to be accepted", format_address(address))
         self._unaccepted[sock] = self.loop.call_later(self._faults.accept_delay, accept)
@@ -234,6 +247,10 @@ class FaultyEchoServer(EchoServer):
         for _ in range(SENDS_PER_TURN):
             if connection.closed or connection.outbound or victim.stalled:
                 return
+            if connection.error:  # sending failed: read on at once, for only a read notices the end
+                victim.due.clear()
+                connection.consume(len(connection.inbound))
+                return
             if not victim.due:
                 if victim.eof:
                     connection.send_eof()
@@ -246,7 +263,7 @@ class FaultyEchoServer(EchoServer):
                 return
         else:
             wait = self.loop.clock()
-        victim.timer = self.loop.call_at(wait, lambda: self._echo(connection, victim))
+        victim.timer = self.loop.call_at(wait, partial(connection.call, self._echo, connection, victim))
 
     def _send_some(self, connection: Connection, victim: Victim) -> None:
         faults, (due, held) = self._faults, victim.due.popleft()
