@@ -7,23 +7,52 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from echopair.connection import Handler
+from echopair.connection import Connection, Handler
+from echopair.loop import EventLoop
 from echopair.server import zerocopy
 from echopair.server.stream import LARGE, EchoStream
-from echopair.server.zerocopy import PIPE_SIZE, SPARE_PIPES, Pipe, Pipes
-from helpers import HUNG, Recorder, ScriptedSocket, read_all, run_until, settle, small_pair, tcp_pair, unix_pair
+from echopair.server.zerocopy import MOST_PIPES, PIPE_SIZE, SPARE_PIPES, Pipe, Pipes, affordable
+from helpers import (
+    HUNG,
+    Clock,
+    Recorder,
+    ScriptedSocket,
+    read_all,
+    read_exactly,
+    run_until,
+    settle,
+    small_pair,
+    tcp_pair,
+    unix_pair,
+)
 
 pytestmark = pytest.mark.skipif(zerocopy.splice is None, reason="this system has no splice(2)")
 
 BIG = os.urandom(4 << 20)
+MOST = SPARE_PIPES + 4
+
+
+class Echo(Recorder):
+    """The handler of a server's streams: it echoes what comes while something is owed from memory."""
+
+    def data_received(self, connection: Connection, data: bytes) -> None:
+        connection.send(data)
+
+
+class EchoToTheEnd(Echo):
+    def eof_received(self, connection: Connection) -> None:
+        connection.send_eof()
 
 
 @pytest.fixture
 def pipes() -> Iterator[Pipes]:
-    pipes = Pipes()
+    pipes = Pipes(MOST)
     yield pipes
     pipes.close()
 
@@ -35,7 +64,7 @@ def stream(loop, pipes) -> Iterator[Callable[..., tuple[EchoStream, socket.socke
 
     def make(pair=tcp_pair, handler: Handler | None = None, **options):
         ours, theirs = pair()
-        handler = handler or Recorder()
+        handler = handler or Echo()
         options = {"pipes": pipes, **options}
         connection = EchoStream(loop, ScriptedSocket(ours), handler, "peer", **options)
         made.append((connection, theirs))
@@ -179,14 +208,17 @@ def test_the_end_gives_the_pipe_back(stream, loop, pipes):
 
 
 def test_a_pipe_that_is_empty_again_is_spare(pipes):
-    several = [pipes.keep() for _ in range(SPARE_PIPES + 2)]
+    several = []
+    for _ in range(SPARE_PIPES + 2):
+        several.append(pipes.share())
+        assert pipes.keep()
     for pipe in several:
         pipes.give_back(pipe)
     assert len(pipes._spare) == SPARE_PIPES
     assert pipes.share() in several
 
 
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EPERM])
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EACCES, errno.EPERM])
 @pytest.mark.parametrize("call", [1, 2])
 def test_where_splice_fails_bytes_are_copied_and_none_is_lost(stream, loop, monkeypatch, number, call):
     real, calls = zerocopy.splice, []
@@ -312,6 +344,179 @@ def test_what_goes_out_bit_by_bit_is_all_of_it(stream, loop, monkeypatch, pipes)
     run_until(loop, all_back)
     assert received == BIG[:50_000]
     assert len(calls) > 50
+
+
+# Urgent bytes, at which splice(2) stops
+
+
+def oob_pair() -> tuple[socket.socket, socket.socket]:
+    """A TCP pair whose urgent bytes stay in their place, as those of our listeners do."""
+    ours, theirs = tcp_pair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    return ours, theirs
+
+
+def tight_pair() -> tuple[socket.socket, socket.socket]:
+    """A TCP pair that is soon full."""
+    ours, theirs = tcp_pair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 15)
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 15)
+    return ours, theirs
+
+
+def test_an_urgent_byte_behind_a_large_read_comes_back_and_lets_the_loop_sleep(stream, loop, selector):
+    connection, peer, _ = stream(oob_pair)
+    assert push(loop, peer, BIG[:LARGE]) == BIG[:LARGE]
+    assert connection.large
+    peer.send(b"!", socket.MSG_OOB)
+    peer.send(b"more")
+    run_until(loop, lambda: connection.bytes_sent == LARGE + 5)
+    assert peer.recv(100) == b"!more"
+    settle(loop)
+    assert selector.select(0) == []
+
+
+def test_eof_behind_an_urgent_byte_is_not_taken_for_one_before_it(stream, loop):
+    connection, peer, _ = stream(oob_pair, handler=EchoToTheEnd())
+    push(loop, peer, BIG[:120_000])
+    connection.large = True
+    peer.setblocking(True)
+    peer.send(b"!", socket.MSG_OOB)
+    peer.sendall(BIG[:60_000])
+    peer.shutdown(socket.SHUT_WR)
+    peer.setblocking(False)
+    assert read_all(peer, loop) == b"!" + BIG[:60_000]
+
+
+a_send = st.tuples(st.sampled_from(["send", "urgent"]), st.sampled_from([1, LARGE - 1, LARGE, 70_000, 300_000]))
+steps = st.lists(a_send | st.sampled_from([("pause", 0), ("read", 1000), ("read", 1 << 20)]), max_size=12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(steps=steps, half_close=st.booleans(), room=st.sampled_from([1 << 15, 1 << 18]))
+@example(steps=[("send", LARGE), ("read", 1 << 20), ("urgent", 1), ("send", 60_000)], half_close=True, room=1 << 18)
+def test_spliced_and_copied_bytes_come_back_alike_urgent_ones_too(steps, half_close, room):
+    """A peer that sends, reads and pauses by chance gets the same from a pipe of its own, a full one, and from none."""
+    for most in (SPARE_PIPES, 1, 0):
+        ours, peer = oob_pair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room)
+        pipes = Pipes(most)
+        with EventLoop(clock=Clock()) as loop, peer, closing(pipes):
+            handler = EchoToTheEnd()
+            connection = EchoStream(loop, ours, handler, "peer", pipes=pipes if most else None)
+            expected, received = b"", bytearray()
+            for step, size in steps:
+                if step in ("send", "urgent"):
+                    with suppress(BlockingIOError):
+                        flags = socket.MSG_OOB if step == "urgent" else 0
+                        expected += BIG[: peer.send(BIG[:size], flags)]
+                elif step == "read":
+                    with suppress(BlockingIOError):
+                        received += peer.recv(size)
+                loop.run_once(0)
+            if half_close:
+                peer.shutdown(socket.SHUT_WR)
+                received += read_all(peer, loop)
+                run_until(loop, lambda handler=handler: handler.errors)
+                assert handler.errors == [None]
+            else:
+                received += read_exactly(peer, loop, len(expected) - len(received))
+                settle(loop)
+                assert loop._selector.select(0) == []
+                connection.abort()
+                settle(loop)
+            assert received == expected
+            assert connection.bytes_received == connection.bytes_sent == len(expected)
+
+
+# Errors, and what a handler does
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_a_handler_that_raises_at_eof_costs_its_own_connection(stream, loop, caplog, large):
+    class Broken(Recorder):
+        def eof_received(self, connection):
+            raise ZeroDivisionError("a bug")
+
+    connection, peer, handler = stream(handler=Broken())
+    connection.large = large
+    peer.shutdown(socket.SHUT_WR)
+    run_until(loop, lambda: handler.errors)
+    assert isinstance(handler.errors[0], ZeroDivisionError)
+    assert caplog.text.count("the handler failed") == 1
+
+
+def test_what_a_handler_sends_comes_behind_what_is_owed_from_a_pipe(stream, loop):
+    connection, peer, _ = stream(handler=EchoToTheEnd())
+    sent = fill(loop, peer)
+    assert isinstance(connection.outbound, Pipe)
+    connection.send(b"the end")
+    peer.shutdown(socket.SHUT_WR)
+    received = read_all(peer, loop)
+    assert received.count(b"the end") == 1
+    assert received.replace(b"the end", b"") == (BIG * 8)[:sent]
+
+
+def test_a_splice_that_is_refused_with_bytes_in_the_pipe_loses_none(stream, loop, monkeypatch):
+    connection, peer, _ = stream(handler=EchoToTheEnd())
+    sent = fill(loop, peer)
+
+    def refuse(*_arguments):
+        raise PermissionError(errno.EACCES, "refused")
+
+    monkeypatch.setattr(Pipe, "flush", refuse)
+    peer.shutdown(socket.SHUT_WR)
+    assert read_all(peer, loop) == (BIG * 8)[:sent]
+    assert connection.pipes is None
+
+
+# How many pipes there may be
+
+
+def test_who_is_owed_beyond_the_pipes_there_may_be_is_owed_from_memory(stream, loop):
+    pipes = Pipes(2)
+    streams = [stream(tight_pair, pipes=pipes, handler=EchoToTheEnd()) for _ in range(4)]
+    sent = [fill(loop, peer) for _, peer, _ in streams]
+    assert sum(isinstance(connection.outbound, Pipe) for connection, _, _ in streams) == 1
+    assert pipes._open == 2
+    for (_, peer, _), length in zip(streams, sent, strict=True):
+        peer.shutdown(socket.SHUT_WR)
+        assert read_all(peer, loop) == (BIG * 8)[:length]
+    pipes.close()
+    assert pipes._open == 0
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "pages", "connections", "processes", "expected"),
+    [
+        (16_000, 16384, None, 1, 64),  # a quarter of 64 MiB
+        (16_000, 16384, None, 4, 16),
+        (1000, 16384, None, 1, 62),  # an eighth of the descriptors, two a pipe
+        (1000, 16384, 900, 1, 34),  # what is left of them
+        (1000, 16384, 5000, 1, 1),
+        (16_000, 100, None, 1, 1),
+        (16_000, 0, None, 1, 1000),
+        (-1, 0, None, 1, MOST_PIPES),
+    ],
+)
+def test_pipes_take_a_share_of_descriptors_and_pages(
+    monkeypatch, tmp_path, descriptors, pages, connections, processes, expected
+):
+    monkeypatch.setattr("resource.getrlimit", lambda _which: (descriptors, descriptors))
+    monkeypatch.setattr("os.sysconf", lambda _name: 4096)
+    (tmp_path / "pages").write_text(f"{pages}\n")
+    monkeypatch.setattr(zerocopy, "PAGES_FILE", tmp_path / "pages")
+    assert affordable(connections, processes) == expected
+
+
+def test_pages_are_taken_for_the_default_where_they_cannot_be_read(monkeypatch, tmp_path):
+    monkeypatch.setattr("resource.getrlimit", lambda _which: (-1, -1))
+    monkeypatch.setattr("os.sysconf", lambda _name: 4096)
+    monkeypatch.setattr(zerocopy, "PAGES_FILE", tmp_path / "none")
+    assert affordable(None) == 64
+
+
+# The end
 
 
 def test_eof_without_data_is_answered(stream, loop):

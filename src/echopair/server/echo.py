@@ -15,7 +15,7 @@ from echopair.connection import MAX_BUFFER, Connection, Handler
 from echopair.loop import EventLoop
 from echopair.server.acceptor import ACCEPTS_PER_WAKEUP, Acceptor
 from echopair.server.stream import EchoStream
-from echopair.server.zerocopy import Pipes, splice
+from echopair.server.zerocopy import Pipes, affordable, splice
 from echopair.text import count, printable, reason
 
 TYPE_CHECKING = False
@@ -31,7 +31,8 @@ class EchoServer(Handler):
     It is the handler of all its connections: a subclass with its own `data_received` is another kind of server.
     At most `max_conns` are served at once, the excess waits in the listen queue; at most about `max_buffer` bytes
     are held for one peer. Where nothing else is to be done with the bytes they take the short path (stream.py), and
-    with `zero_copy`, where the system has splice(2), large ones do not enter the process.
+    with `zero_copy`, where the system has splice(2), large ones do not enter the process. `processes` is how many
+    such servers share what the user may have in pipes.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class EchoServer(Handler):
         max_conns: int | None = None,
         max_buffer: int = MAX_BUFFER,
         zero_copy: bool = True,
+        processes: int = 1,
     ) -> None:
         self.loop = loop
         self.addresses: list[Address] = [(listener.family, listener.getsockname()) for listener in listeners]
@@ -53,7 +55,7 @@ class EchoServer(Handler):
         self._max_conns = max_conns
         self._max_buffer = max_buffer
         self._streams = type(self).data_received is EchoServer.data_received
-        self._pipes = Pipes() if self._streams and zero_copy and splice else None
+        self._pipes = Pipes(affordable(max_conns, processes)) if self._streams and zero_copy and splice else None
         self.acceptor = Acceptor(loop, listeners, self._accepted, self._room)
 
     @property

@@ -2,7 +2,8 @@
 
 A pipe is another kind of outbound buffer. While nothing is owed one pipe serves all connections, for each leaves it
 empty. A connection whose peer does not take everything keeps the pipe, with what it is owed in it, and the others get
-another; once the debt is paid the pipe is spare.
+another; once the debt is paid the pipe is spare. Peers that do not read must not use up the descriptors: the number of
+pipes has a limit, and beyond it what is owed moves to the process's memory.
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ import os
 
 PIPE_SIZE = 256 * 1024  # bytes; Linux grants 64 KiB unasked, and a splice moves at most what the pipe holds
 SPARE_PIPES = 16  # kept open: peers that do not keep up come in crowds
+MOST_PIPES = 1024  # where neither descriptors nor pages are limited
+OTHER_DESCRIPTORS = 32  # standard streams, log, selector, wake-up, listeners, one accept at the limit, the shared pipe
+PAGES_FILE = "/proc/sys/fs/pipe-user-pages-soft"
+PAGES = 16384  # what it holds by default
 F_SETPIPE_SZ = 1031  # fcntl(2); Python names it on some systems only
 
 splice = getattr(os, "splice", None)  # Linux
@@ -61,35 +66,75 @@ class Pipe:
         os.close(self.writer)
 
 
-class Pipes:
-    """The pipes of a server: one that is shared, and empty between any two uses, and spare ones."""
+def affordable(connections: int | None, processes: int = 1) -> int:
+    """Return how many pipes one of `processes` of a server may have open, at least the one that all share.
 
-    def __init__(self) -> None:
+    That is at most an eighth of the descriptors, and only what `connections`, the most at once, leave (None: no limit);
+    and, with all processes, a quarter of the pages that a user has for pipes (pipe(7)), which other programs need too.
+    """
+    from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
+
+    descriptors, _ = getrlimit(RLIMIT_NOFILE)
+    try:
+        with open(PAGES_FILE, "rb") as file:
+            pages = int(file.read())
+    except OSError:  # no /proc
+        pages = PAGES
+    most = [MOST_PIPES]
+    if descriptors != RLIM_INFINITY:
+        most += [descriptors // 8 // 2, (descriptors - (connections or 0) - OTHER_DESCRIPTORS) // 2]
+    if pages:  # 0 is no limit
+        most.append(pages * os.sysconf("SC_PAGESIZE") // 4 // PIPE_SIZE // processes)
+    return max(min(most), 1)
+
+
+class Pipes:
+    """The pipes of a server, `most` at once: one that is shared, and empty between any two uses, and others.
+
+    A connection may keep the shared one while there can be another to share.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open = 0
         self._shared: Pipe | None = None
         self._spare: list[Pipe] = []
 
     def share(self) -> Pipe:
         """Return the shared pipe, to be left empty or kept. Raises OSError where no descriptors are left for one."""
         if self._shared is None:
-            self._shared = self._spare.pop() if self._spare else Pipe()
+            self._shared = self._spare.pop() if self._spare else self._make()
         return self._shared
 
-    def keep(self) -> Pipe:
-        """Return the shared pipe, which from now on is the caller's alone."""
-        kept, self._shared = self.share(), None
-        return kept
+    def keep(self) -> bool:
+        """Leave the shared pipe to the caller until it is given back; return False where no other could be shared."""
+        if not self._spare and self._open >= self._most:
+            return False
+        self._shared = None
+        return True
 
     def give_back(self, pipe: Pipe) -> None:
-        """Take back a pipe that was kept, to be used again if nothing is left in it."""
+        """Take back a pipe that was shared or kept, to be used again if nothing is left in it."""
+        if pipe is self._shared:
+            self._shared = None
         if pipe.length or len(self._spare) >= SPARE_PIPES:
-            pipe.close()
+            self._close(pipe)
         else:
             self._spare.append(pipe)
 
     def close(self) -> None:
-        """Give all descriptors back."""
+        """Close all but those that are kept."""
         for pipe in (self._shared, *self._spare):
             if pipe is not None:
-                pipe.close()
+                self._close(pipe)
         self._shared = None
         self._spare.clear()
+
+    def _make(self) -> Pipe:
+        pipe = Pipe()
+        self._open += 1
+        return pipe
+
+    def _close(self, pipe: Pipe) -> None:
+        pipe.close()
+        self._open -= 1
