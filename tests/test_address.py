@@ -9,7 +9,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -210,7 +210,7 @@ def test_what_cannot_be_a_name_is_refused_as_such(host: str) -> None:
 
 
 @contextmanager
-def listening(*hosts: str, **options: int | None) -> Iterator[list[socket.socket]]:
+def listening(*hosts: str, **options: float | None) -> Iterator[list[socket.socket]]:
     """Listen on a free port, for a while."""
     listeners = listen(hosts, 0, **options)
     try:
@@ -218,6 +218,12 @@ def listening(*hosts: str, **options: int | None) -> Iterator[list[socket.socket
     finally:
         for listener in listeners:
             listener.close()
+
+
+def accept(listener: socket.socket) -> socket.socket:
+    """Accept a connection that has begun."""
+    select.select([listener], [], [], HUNG)
+    return listener.accept()[0]
 
 
 def hosts_are(monkeypatch: pytest.MonkeyPatch, **hosts: list[Address]) -> None:
@@ -264,9 +270,51 @@ def test_listener_and_what_it_accepts_are_set_up() -> None:
     with listening(LOCALHOST) as [listener], socket.create_connection(listener.getsockname()):
         assert not listener.getblocking()
         assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
-        select.select([listener], [], [], HUNG)
-        with listener.accept()[0] as accepted:
+        with accept(listener) as accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "idle", "interval", "probes"),
+    [
+        (60, 60, 10, 6),
+        (1, 1, 1, 1),
+        (0.2, 1, 1, 1),
+        (2.6, 3, 1, 3),
+        (7, 7, 1, 6),
+        (20, 20, 3, 6),
+        (1e9, 32767, 5461, 6),
+    ],
+)
+def test_peers_of_what_it_accepts_are_probed_until_twice_as_long(
+    seconds: float, idle: int, interval: int, probes: int
+) -> None:
+    with (
+        listening(LOCALHOST, keepalive=seconds) as [listener],
+        socket.create_connection(listener.getsockname()),
+        accept(listener) as accepted,
+    ):
+        assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        tcp = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT]
+        assert [accepted.getsockopt(socket.IPPROTO_TCP, option) for option in tcp] == [idle, interval, probes]
+        with suppress(OSError):  # an older kernel
+            longest = accepted.getsockopt(socket.IPPROTO_TCP, address.UNNAMED["TCP_RTO_MAX_MS"])
+            assert longest == min(interval, 120) * 1000
+
+
+def test_peers_are_not_probed_where_that_is_not_wanted() -> None:
+    with (
+        listening(LOCALHOST, keepalive=float("inf")) as [listener],
+        socket.create_connection(listener.getsockname()),
+        accept(listener) as accepted,
+    ):
+        assert not accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+def test_options_that_a_system_lacks_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(socket, "TCP_KEEPCNT")
+    with listening(LOCALHOST) as [listener]:
+        assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 10
 
 
 def test_port_is_never_shared_where_reusing_an_address_would_do_that(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,12 +358,12 @@ class Contested:
         self._listen_on = address._listen_on
         monkeypatch.setattr(address, "_listen_on", self)
 
-    def __call__(self, where: Address, port: int, backlog: int | None, *, shared: bool = False) -> socket.socket:
+    def __call__(self, where: Address, port: int, backlog: int | None, **options: object) -> socket.socket:
         if port:
             self.attempts += 1
             if self.attempts <= self.times:
                 raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        return self._listen_on(where, port, backlog, shared=shared)
+        return self._listen_on(where, port, backlog, **options)
 
 
 def test_free_port_that_is_taken_on_the_next_address_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

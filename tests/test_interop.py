@@ -15,6 +15,7 @@ import signal
 import socket
 import socketserver
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +24,7 @@ from threading import Thread
 
 import pytest
 
-from helpers import HUNG, LOCALHOST, run_client, running_server
+from helpers import COMMANDS, HUNG, LOCALHOST, run_client, running_server
 
 STREAM = Random(7).randbytes(4 * 1024 * 1024)
 
@@ -212,3 +213,29 @@ def test_a_stream_comes_back_to(client):
     assert echo == STREAM
     assert "closed: 4,194,304 bytes received, 4,194,304 bytes sent" in log
     assert server.returncode == 0
+
+
+LINK_DOWN = """
+import socket, subprocess, sys
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+with subprocess.Popen([sys.argv[1], "--host", "127.0.0.1", "--port", "0", "--keepalive", "1"],
+                      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+    address = "127.0.0.1", int(server.stdout.readline().rpartition(":")[2])
+    peers = [socket.create_connection(address) for _ in range(5)]
+    assert all("connected" in server.stderr.readline() for _ in peers)
+    subprocess.run(["ip", "link", "set", "lo", "down"], check=True)
+    for _ in peers:
+        print(server.stderr.readline().split("  ", 2)[2], end="", flush=True)
+    server.terminate()
+"""
+
+
+def test_peers_behind_a_link_that_went_down_are_noticed():
+    """In a network namespace, whose loopback goes down."""
+    for tool in ("ip", "unshare"):
+        require(tool)
+    if subprocess.run(["unshare", "--net", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this user may not make network namespaces")
+    command = ["unshare", "--net", sys.executable, "-c", LINK_DOWN, COMMANDS / "echo-server"]
+    seen = subprocess.run(command, check=True, capture_output=True, text=True, timeout=HUNG).stdout
+    assert seen == "lost (connection timed out): 0 bytes received, 0 bytes sent\n" * 5

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
 import socket
+import struct
+import sys
 from contextlib import suppress
 
 import pytest
@@ -205,6 +208,28 @@ def test_the_excess_over_max_conns_waits_in_the_listen_queue(loop, request):
     assert read_all(third, loop) == b"waiting"
 
 
+def vanish(peer: socket.socket) -> None:
+    """Have a peer's kernel drop all that comes for it, by a filter that lets nothing pass (socket(7))."""
+    drop = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # BPF_RET, 0 bytes
+    peer.setsockopt(
+        socket.SOL_SOCKET, getattr(socket, "SO_ATTACH_FILTER", 26), struct.pack("HP", 1, ctypes.addressof(drop))
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can filter what comes for one socket")
+def test_peers_that_vanish_give_their_places_to_who_waits(loop, request, caplog):
+    caplog.set_level(logging.INFO)
+    (listener,) = listen([LOCALHOST], 0, keepalive=1)
+    world = make(loop, request, listener=listener, max_conns=5)
+    for _ in range(5):
+        vanish(world.connect())
+    waiting = world.connect(served=False)
+    waiting.send(b"hello")
+    assert read_exactly(waiting, loop, 5) == b"hello"
+    run_until(loop, lambda: len(world.server.connections) == 1)
+    assert caplog.text.count("lost (connection timed out)") == 5
+
+
 def test_a_connection_that_cannot_be_served_is_closed_and_the_next_one_served(world, loop, monkeypatch, caplog):
     def broken(*_args, **_options):
         monkeypatch.undo()
@@ -245,7 +270,7 @@ def test_an_exception_in_any_callback_ends_its_connection_alone_and_frees_its_pl
         return getattr(EchoServer, callback)(server, connection, *arguments)
 
     world = make(loop, request, type("Broken", (EchoServer,), {callback: fail}), max_conns=2, zero_copy=zero_copy)
-    peer = world.connect(receive_buffer=65536)
+    peer = world.connect()
     world.server.victim = world.connection()
     neighbour = world.connect()
     if draining:

@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -21,6 +22,10 @@ if TYPE_CHECKING:  # importing typing would take a tenth of the start
     from typing import Any
 
 MAX_BACKLOG = 2**31 - 1  # an int; the system cuts it to the most that it grants (listen(2))
+KEEPALIVE = 60.0  # seconds
+MOST_KEEPALIVE = 32767  # seconds; what TCP_KEEPIDLE takes
+PROBES = 6  # unanswered, and a peer counts as vanished
+UNNAMED = {"TCP_RTO_MAX_MS": 44} if sys.platform == "linux" else {}  # Linux 6.15; Python has no name for it
 PORT_ATTEMPTS = 16  # free ports to try until one is free on every address
 IN_PROGRESS = (0, errno.EINPROGRESS, errno.EWOULDBLOCK)  # the last is what Windows says
 
@@ -160,26 +165,29 @@ def listen(
     backlog: int | None = None,
     *,
     shared: bool = False,
+    keepalive: float = KEEPALIVE,
 ) -> list[socket.socket]:
     """Return a listening, non-blocking socket for every address of `hosts`, all on the same port.
 
     Port 0 takes one that is free on all of them. An address of a family that this machine lacks is left out as long
     as there is another. `backlog` None is the most that the system grants (listen(2)). `shared` lets others that say so
-    too listen on the same port, and connections are shared out (socket(7), SO_REUSEPORT). Raises AddressError, with
-    nothing left open.
+    too listen on the same port, and connections are shared out (socket(7), SO_REUSEPORT). Peers of accepted sockets are
+    probed after `keepalive` silent seconds (`keep_alive`; inf: never). Raises AddressError, with nothing left open.
     """
     groups = [resolve(host, port, family, passive=True) for host in hosts]
     attempts = 1 if port else PORT_ATTEMPTS
     while True:
         attempts -= 1
         try:
-            return _listen_all(groups, port, backlog, shared=shared)
+            return _listen_all(groups, port, backlog, shared=shared, keepalive=keepalive)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or not attempts:
                 raise AddressError(f"cannot listen on {error.filename}: {explain(error, port)}") from None
 
 
-def _listen_all(groups: list[list[Address]], port: int, backlog: int | None, *, shared: bool) -> list[socket.socket]:
+def _listen_all(
+    groups: list[list[Address]], port: int, backlog: int | None, *, shared: bool, keepalive: float
+) -> list[socket.socket]:
     """Listen on all or raise OSError, its `filename` saying where; each host's addresses are one group."""
     listeners: dict[Address, socket.socket] = {}
     try:
@@ -189,7 +197,7 @@ def _listen_all(groups: list[list[Address]], port: int, backlog: int | None, *, 
                 if address in listeners:
                     continue
                 try:
-                    listeners[address] = _listen_on(address, port, backlog, shared=shared)
+                    listeners[address] = _listen_on(address, port, backlog, shared=shared, keepalive=keepalive)
                 except OSError as error:
                     error.filename = format_address((address[1][0], port, *address[1][2:]))
                     if error.errno not in FAMILY_MISSING:
@@ -220,7 +228,7 @@ class Listener(socket.socket):
         self.type = int(type)  # type: ignore[misc, assignment]
 
 
-def _listen_on(address: Address, port: int, backlog: int | None, *, shared: bool) -> socket.socket:
+def _listen_on(address: Address, port: int, backlog: int | None, *, shared: bool, keepalive: float) -> socket.socket:
     family, sockaddr = address
     listener = Listener(family, socket.SOCK_STREAM)
     try:
@@ -235,12 +243,41 @@ def _listen_on(address: Address, port: int, backlog: int | None, *, shared: bool
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # So do they this: an urgent byte stays in its place, for it must come back too (tcp(7), SO_OOBINLINE).
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        keep_alive(listener, keepalive)
         listener.bind((sockaddr[0], port, *sockaddr[2:]))
         listener.listen(MAX_BACKLOG if backlog is None else min(backlog, MAX_BACKLOG))
     except BaseException:
         listener.close()
         raise
     return listener
+
+
+def keep_alive(sock: socket.socket, seconds: float) -> None:
+    """Let the kernel notice that a peer has vanished, about twice `seconds` after its last byte; inf: do nothing.
+
+    It probes a silent peer after `seconds`, then `PROBES` times in as long again, and fails the connection with
+    ETIMEDOUT if none is answered (tcp(7), SO_KEEPALIVE; whole seconds). While bytes are unacknowledged it retransmits
+    instead, by default for 15 minutes (tcp_retries2). No further apart than the probes, retransmissions give up about
+    as soon as these, but not before 15 seconds. TCP_USER_TIMEOUT would also end a peer that answers but does not read.
+    Sockets that a listener accepts inherit all of it.
+    """
+    if seconds == float("inf"):
+        return
+    idle = max(round(min(seconds, MOST_KEEPALIVE)), 1)
+    probes = min(PROBES, idle)
+    interval = round(idle / probes)
+    longest = min(interval, 120) * 1000  # between two retransmissions; the kernel takes 1,000 to 120,000 ms
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    _set_if_there(sock, TCP_KEEPIDLE=idle, TCP_KEEPINTVL=interval, TCP_KEEPCNT=probes, TCP_RTO_MAX_MS=longest)
+
+
+def _set_if_there(sock: socket.socket, **options: int) -> None:
+    """Set those of TCP's `options` that the system has."""
+    for name, value in options.items():
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name, UNNAMED.get(name, -1)), value)
+        except OSError:
+            pass
 
 
 def explain(error: OSError, port: int = 0, *, connecting: bool = False) -> str:

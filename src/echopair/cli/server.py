@@ -68,7 +68,7 @@ def _main(argv: Sequence[str] | None, output: Output) -> int:
     if args.workers > 1:
         return _supervise(args, output)
     with EventLoop() as loop:
-        listeners = listen(args.host, args.port, args.family, args.backlog)
+        listeners = listen(args.host, args.port, args.family, args.backlog, keepalive=args.keepalive)
         for signum in (SIGINT, SIGTERM):
             loop.add_signal_handler(signum, lambda: stop())  # noqa: PLW0108 - it is made below
         _say(listeners, output)
@@ -83,9 +83,10 @@ def _supervise(args: argparse.Namespace, output: Output) -> int:
     from echopair.cli.workers import Workers
 
     check_possible()
-    first = listen(args.host, args.port, args.family, args.backlog, shared=True)
+    shared = partial(listen, args.host, family=args.family, backlog=args.backlog, shared=True, keepalive=args.keepalive)
+    first = shared(args.port)
     port = first[0].getsockname()[1]
-    others = (listen(args.host, port, args.family, args.backlog, shared=True) for _ in range(1, args.workers))
+    others = (shared(port) for _ in range(1, args.workers))
     with EventLoop() as loop:
         crew = Workers(loop, [first, *others], partial(_work, args), args.drain_timeout + GRACE)
         try:
@@ -141,7 +142,11 @@ def _server(loop: EventLoop, listeners: list[socket.socket], args: argparse.Name
     if asked:
         kind = _faulty(asked, args.fault_seed)
     server = kind(
-        loop, listeners, max_conns=args.max_conns, max_buffer=args.max_buffer, zero_copy=not args.no_zero_copy
+        loop,
+        listeners,
+        max_conns=args.max_conns,
+        max_buffer=args.max_buffer,
+        zero_copy=not args.no_zero_copy,
     )
     if args.idle_timeout is not None:
         from echopair.idle import IdleWatch
@@ -212,6 +217,8 @@ def _parser() -> options.Parser:
         help="owed to one peer before reading from it pauses")
     add("--no-zero-copy", action="store_true", help="copy large messages through the process, as small ones are")
     add("--idle-timeout", metavar="S", type=options.duration(0.001), help="end silent connections (default: never)")
+    add("--keepalive", metavar="S", type=options.duration(1), default="60s",
+        help="probe peers that are silent for S; one that vanished is noticed after twice that")
     add("--drain-timeout", metavar="S", type=options.duration(), default="5s",
         help="how long SIGTERM and SIGINT wait for what is owed")
 
