@@ -317,6 +317,21 @@ def test_options_that_a_system_lacks_are_left_out(monkeypatch: pytest.MonkeyPatc
         assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 10
 
 
+def test_peer_that_does_not_read_costs_the_kernel_little() -> None:
+    with (
+        listening(LOCALHOST) as [listener],
+        socket.create_connection(listener.getsockname()) as peer,
+        accept(listener) as accepted,
+    ):
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        accepted.setblocking(False)
+        taken = 0
+        while select.select([], [accepted], [], 0.1)[1]:
+            with suppress(BlockingIOError):
+                taken += accepted.send(bytes(1 << 20))
+        assert taken < 1 << 20
+
+
 def test_port_is_never_shared_where_reusing_an_address_would_do_that(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(address, "os", SimpleNamespace(name="nt"))
     with listening(LOCALHOST) as [listener]:

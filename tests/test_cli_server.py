@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import resource
+import select
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
@@ -18,7 +20,7 @@ from echopair.cli import server as command
 from echopair.cli.command import FAILED, OK, USAGE
 from echopair.loop import EventLoop
 from echopair.server import EchoServer
-from helpers import HUNG, LOCALHOST
+from helpers import HUNG, LOCALHOST, running_server
 
 
 @contextmanager
@@ -191,3 +193,33 @@ def test_a_port_is_no_host(capsys):
 def test_known_habits_get_an_answer(capsys, habit):
     assert server.main([habit]) == USAGE
     assert re.match(rf"echo-server: {habit}: (echo-server|time limits) ", capsys.readouterr().err)
+
+
+DESCRIPTORS = 150
+NOT_READING, OTHERS = 60, 50
+
+
+def test_peers_that_do_not_read_leave_places_for_as_many_as_max_conns_says():
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
+
+    options = ("-q", "--max-conns", str(NOT_READING + OTHERS))
+    with running_server(*options, preexec_fn=limit) as (_, port), ExitStack() as peers:
+        stuck = [peers.enter_context(connect(port)) for _ in range(NOT_READING)]
+        for peer in stuck:
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+            peer.setblocking(False)
+        while writable := select.select([], stuck, [], 0.2)[1]:
+            for peer in writable:
+                with suppress(BlockingIOError):
+                    peer.send(bytes(1 << 17))
+        for _ in range(OTHERS):
+            other = peers.enter_context(connect(port))
+            other.sendall(b"hello")
+            assert other.recv(100) == b"hello"
+
+
+def test_more_connections_than_descriptors_allow_are_named_at_the_start(monkeypatch, lines):
+    assert serve(monkeypatch, ["-q", "--max-conns", "100m"], hello) == OK
+    (line,) = lines()
+    assert re.fullmatch(r"warning: --max-conns 100000000 is more than \d+ descriptors allow: raise ulimit -n", line)

@@ -377,6 +377,22 @@ def test_who_cannot_be_served_when_accepted_late_is_closed_and_holds_no_drain(
     assert caplog.text.count("Traceback") == 1
 
 
+def test_the_last_connection_to_end_leaves_a_drain_waiting_for_who_is_accepted_late(loop, clock, serve):
+    server, connect = serve(accept_delay=1.0)
+    first, done = connect(), []
+    clock.advance(1)
+    settle(loop)
+    late = connect()
+    Drain(loop, server, 5, lambda: done.append(1))
+    first.close()
+    settle(loop)
+    assert (server.connections, server.waiting, done) == (set(), 1, [])
+    clock.advance(1)
+    late.close()
+    settle(loop)
+    assert done
+
+
 def test_who_cannot_be_served_when_accepted_late_leaves_its_place(loop, clock, serve, monkeypatch):
     _, connect = serve(accept_delay=1.0, max_conns=2)
     echoing = connect()

@@ -134,8 +134,11 @@ def _run(loop: EventLoop, server: EchoServer) -> None:
 def _server(loop: EventLoop, listeners: list[socket.socket], args: argparse.Namespace) -> EchoServer:
     """Load and start the server; the first peers may wait in the listen queue already, and that is quick."""
     from echopair.server.echo import EchoServer, VerboseEchoServer
+    from echopair.server.zerocopy import OTHER_DESCRIPTORS
 
-    raise_descriptor_limit()
+    limit = raise_descriptor_limit()
+    if args.max_conns is not None and args.max_conns > limit - OTHER_DESCRIPTORS:
+        log.warning("--max-conns %d is more than %d descriptors allow: raise ulimit -n", args.max_conns, limit)
     kind: Callable[..., EchoServer] = VerboseEchoServer if args.log_level == logging.DEBUG else EchoServer
     given = {name: value for name in FAULTS if (value := getattr(args, name)) is not None}
     asked = {name: value for name, value in given.items() if value or name.endswith("_after")}  # after no byte at all
@@ -147,6 +150,7 @@ def _server(loop: EventLoop, listeners: list[socket.socket], args: argparse.Name
         max_conns=args.max_conns,
         max_buffer=args.max_buffer,
         zero_copy=not args.no_zero_copy,
+        processes=args.workers,
     )
     if args.idle_timeout is not None:
         from echopair.idle import IdleWatch
