@@ -17,17 +17,21 @@ import pytest
 
 from echopair import address
 from echopair.address import (
+    ATTEMPT_DELAY,
     PORT_ATTEMPTS,
     Address,
     AddressError,
     Dial,
     Listener,
+    Route,
     explain,
     format_address,
     listen,
+    local_address,
     parse_port,
     resolve,
     split_host_port,
+    tell_unreachable,
 )
 from echopair.loop import EventLoop
 from helpers import HUNG, LOCALHOST, Clock, descriptors, run_until, settle, tcp_pair
@@ -463,13 +467,14 @@ def test_error_is_explained_with_its_remedy(error: OSError, port: int, text: str
 class Call:
     """A dial and what came of it."""
 
-    def __init__(self, loop: EventLoop, *addresses: Address) -> None:
+    def __init__(self, loop: EventLoop, *addresses: Address | Route) -> None:
         self.sock: socket.socket | None = None
         self.address: Address | None = None
         self.error: OSError | None = None
         self.calls = 0
         self.then: Callable[[], object] = lambda: None
-        self.dial = Dial(loop, addresses, TIMEOUT, self.connected, self.failed)
+        route = addresses[0] if isinstance(addresses[0], Route) else addresses
+        self.dial = Dial(loop, route, TIMEOUT, self.connected, self.failed)
 
     def connected(self, sock: socket.socket, where: Address) -> None:
         self.calls += 1
@@ -521,9 +526,10 @@ def no_descriptor_left() -> Iterator[None]:
 
 
 def already_connected(monkeypatch: pytest.MonkeyPatch, *sockets: socket.socket) -> None:
-    """Let dials begin with these sockets, ready in the turn after."""
+    """Let attempts begin with these sockets; whether they are connected is seen in the turn after."""
     waiting = iter(sockets)
-    monkeypatch.setattr(address, "_start_connecting", lambda _address: next(waiting))
+    monkeypatch.setattr(address, "_start_connecting", lambda _address, _source: next(waiting))
+    monkeypatch.setattr(address, "_has_peer", lambda _sock: False)
 
 
 def test_dial_needs_an_address(loop: EventLoop) -> None:
@@ -600,17 +606,135 @@ def test_silence_fails_after_the_timeout(loop: EventLoop, clock: Clock, deaf: Ad
     assert (call.error.errno, str(call.error.strerror)) == (errno.ETIMEDOUT, "no answer within 8 s")
 
 
+def test_a_silent_address_gets_company_after_the_delay(
+    loop: EventLoop, clock: Clock, deaf: Address, answering: Address
+) -> None:
+    call = Call(loop, deaf, answering)
+    settle(loop)
+    began = clock()
+    clock.advance(ATTEMPT_DELAY - 0.01)
+    settle(loop)
+    assert call.calls == 0
+    clock.advance(0.01)
+    run_until(loop, lambda: call.calls)
+    call.sock.close()
+    assert call.address == answering
+    assert call.dial.attempted_at == began
+    assert [(where, str(error.strerror)) for where, error in call.dial.failures] == [(deaf, "no answer within 250 ms")]
+
+
+def test_the_first_that_answers_is_taken_and_the_others_are_closed(
+    loop: EventLoop, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (slow, peer), (other, other_peer) = tcp_pair(), tcp_pair()
+    for sock in (slow, other):  # full, and so not writable
+        with suppress(BlockingIOError):
+            while True:
+                sock.send(bytes(1 << 20))
+    already_connected(monkeypatch, slow, other)
+    call = Call(loop, UNREACHABLE, UNREACHABLE)
+    settle(loop)
+    clock.advance(ATTEMPT_DELAY)
+    settle(loop)
+    clock.advance(ATTEMPT_DELAY)
+    settle(loop)
+    assert call.calls == 0
+
+    def drained() -> bool:
+        with suppress(BlockingIOError):
+            peer.recv(1 << 20)
+        return call.calls > 0
+
+    run_until(loop, drained)
+    assert call.sock is slow
+    assert other.fileno() == -1
+    assert call.dial.failures == []  # the other one had less time
+    for sock in (slow, peer, other_peer):
+        sock.close()
+
+
+def test_a_failure_begins_the_next_attempt_while_older_ones_go_on(
+    loop: EventLoop, clock: Clock, deaf: Address, refusing: Address
+) -> None:
+    call = Call(loop, deaf, refusing, refusing)
+    settle(loop)
+    clock.advance(ATTEMPT_DELAY)
+    run_until(loop, lambda: len(call.dial.failures) == 2)
+    assert call.calls == 0
+    clock.advance(TIMEOUT - ATTEMPT_DELAY)
+    settle(loop)
+    assert [where for where, _ in call.failures] == [refusing, refusing, deaf]
+
+
 def test_every_address_has_the_whole_timeout(loop: EventLoop, clock: Clock, deaf: Address) -> None:
     call = Call(loop, deaf, deaf)
     settle(loop)
-    clock.advance(TIMEOUT)
+    clock.advance(ATTEMPT_DELAY)
     settle(loop)
-    clock.advance(TIMEOUT - 0.5)
+    clock.advance(TIMEOUT - 0.01)
     settle(loop)
     assert call.calls == 0
-    clock.advance(0.5)
+    clock.advance(0.01)
     settle(loop)
-    assert call.error.errno == errno.ETIMEDOUT
+    assert [error.errno for _, error in call.failures] == [errno.ETIMEDOUT] * 2
+
+
+def test_an_address_that_has_answered_is_not_hurried(
+    loop: EventLoop, clock: Clock, deaf: Address, answering: Address
+) -> None:
+    route = Route([deaf, answering])
+    route.learn([], deaf)
+    call = Call(loop, route)
+    settle(loop)
+    clock.advance(TIMEOUT - 0.01)
+    settle(loop)
+    assert call.calls == 0
+    clock.advance(0.01)
+    run_until(loop, lambda: call.calls)
+    call.sock.close()
+    assert call.address == answering
+    assert route.order() == [answering, deaf]
+
+
+FOUR, FOUR_TOO = (socket.AF_INET, ("192.0.2.1", 7)), (socket.AF_INET, ("192.0.2.2", 7))
+SIX, SIX_TOO = (socket.AF_INET6, ("2001:db8::1", 7, 0, 0)), (socket.AF_INET6, ("2001:db8::2", 7, 0, 0))
+ERROR = OSError(errno.ECONNREFUSED, "Connection refused")
+
+
+@pytest.mark.parametrize(
+    ("given", "order"),
+    [
+        ([SIX, SIX_TOO, FOUR, FOUR_TOO], [SIX, FOUR, SIX_TOO, FOUR_TOO]),
+        ([FOUR, FOUR_TOO, SIX], [FOUR, SIX, FOUR_TOO]),
+        ([FOUR, SIX, SIX_TOO], [FOUR, SIX, SIX_TOO]),
+        ([FOUR_TOO, FOUR], [FOUR_TOO, FOUR]),
+        ([], []),
+    ],
+)
+def test_families_alternate_and_the_resolvers_order_stays(given: list[Address], order: list[Address]) -> None:
+    assert Route(given).order() == order
+    assert len(Route(given)) == len(given)
+
+
+def test_addresses_that_failed_come_last_until_they_answer() -> None:
+    route = Route([FOUR, SIX, FOUR_TOO])
+    route.learn([(FOUR, ERROR)], SIX)
+    assert route.order() == [SIX, FOUR_TOO, FOUR]
+    route.learn([(SIX, ERROR), (FOUR_TOO, ERROR)], FOUR)
+    assert route.order() == [FOUR, SIX, FOUR_TOO]
+    assert route.answered == {FOUR}
+    route.learn([(each, ERROR) for each in (FOUR, SIX, FOUR_TOO)])
+    assert route.order() == [FOUR, SIX, FOUR_TOO]
+    assert not route.answered
+
+
+def test_connections_go_round_the_addresses_that_do_not_fail() -> None:
+    route = Route([FOUR, SIX, FOUR_TOO], all_addresses=True)
+    assert [route.order()[0] for _ in range(4)] == [FOUR, SIX, FOUR_TOO, FOUR]
+    route.learn([(SIX, ERROR)], FOUR)
+    assert {tuple(route.order()) for _ in range(4)} == {(FOUR, FOUR_TOO, SIX), (FOUR_TOO, FOUR, SIX)}
+    route.learn([(each, ERROR) for each in (FOUR, SIX, FOUR_TOO)])
+    assert route.order() == [FOUR, SIX, FOUR_TOO]
 
 
 def test_dial_cancelled_before_it_began_never_calls(loop: EventLoop, answering: Address) -> None:
@@ -670,6 +794,53 @@ def test_connection_to_oneself_is_a_refusal(loop: EventLoop, monkeypatch: pytest
         call = Call(loop, (socket.AF_INET, sock.getsockname()))
         run_until(loop, lambda: call.calls)
     assert call.error.errno == errno.ECONNREFUSED
+
+
+def test_a_connection_over_loopback_is_made_before_the_loop_waits(loop: EventLoop, answering: Address) -> None:
+    """Otherwise its time would be that of a turn of the loop."""
+    call = Call(loop, answering)
+    loop.run_once(0)
+    call.sock.close()
+
+
+@pytest.mark.parametrize("no_port", [address.NO_PORT, None])
+def test_the_local_address_can_be_chosen(
+    loop: EventLoop, answering: Address, monkeypatch: pytest.MonkeyPatch, no_port: int | None
+) -> None:
+    monkeypatch.setattr(address, "NO_PORT", no_port)
+    call = Call(loop, Route([answering], source=local_address(ELSEWHERE)))
+    run_until(loop, lambda: call.calls)
+    with call.sock as sock:
+        assert sock.getsockname()[0] == ELSEWHERE
+
+
+def test_the_port_of_a_chosen_address_is_left_to_connect() -> None:
+    """bind(2) alone would take a port of its own for each connection, to whatever peer."""
+    with socket.socket() as sock:
+        address._bind(sock, local_address(ELSEWHERE))
+        assert sock.getsockname() == (ELSEWHERE, 0)
+
+
+def test_a_local_address_that_is_not_ours_is_named(loop: EventLoop, answering: Address) -> None:
+    call = Call(loop, Route([answering], source=NOT_OURS))
+    run_until(loop, lambda: call.calls)
+    assert tell_unreachable(call.failures) == (
+        f"cannot connect to {format_address(answering[1])}: from 192.0.2.1: cannot assign requested address "
+        "(no interface here has this address)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "sockaddr"), [("127.0.0.1", ("127.0.0.1", 0)), ("::1", ("::1", 0, 0, 0)), ("fe80::1%lo", None)]
+)
+def test_a_local_address_is_read(text: str, sockaddr: tuple | None) -> None:
+    assert local_address(text)[1] == (sockaddr or ("fe80::1", 0, 0, socket.if_nametoindex("lo")))
+
+
+@pytest.mark.parametrize("text", ["", "7", "localhost", "127.0.0.1:7", "[::1]", "::1%nosuch", "127.1", "\udcff", "\0"])
+def test_what_is_no_address_is_not_connected_from(text: str) -> None:
+    with pytest.raises(ValueError, match="is not an IP address: write one, like 192"):
+        local_address(text)
 
 
 def test_want_of_descriptors_is_told(loop: EventLoop, answering: Address) -> None:

@@ -13,9 +13,9 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import partial
+from itertools import zip_longest
 
-from echopair.loop import WRITE, EventLoop
+from echopair.loop import WRITE, EventLoop, Timer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing would take a tenth of the start
@@ -28,6 +28,8 @@ PROBES = 6  # unanswered, and a peer counts as vanished
 UNSENT = 256 * 1024  # bytes that the kernel keeps for one peer before they are sent; beyond, it takes no more
 UNNAMED = {"TCP_RTO_MAX_MS": 44} if sys.platform == "linux" else {}  # Linux 6.15; Python has no name for it
 PORT_ATTEMPTS = 16  # free ports to try until one is free on every address
+ATTEMPT_DELAY = 0.25  # seconds from one attempt to the next (RFC 8305 8, Connection Attempt Delay)
+NO_PORT: int | None = getattr(socket, "IP_BIND_ADDRESS_NO_PORT", None)  # Linux
 IN_PROGRESS = (0, errno.EINPROGRESS, errno.EWOULDBLOCK)  # the last is what Windows says
 
 FAMILY_MISSING = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)  # IPv6 compiled out, switched off
@@ -46,6 +48,7 @@ NO_LOCAL_PORT = "no local port is left for it: use fewer connections, or widen n
 NOT_YET = {"unix": "a Unix socket", "udp": "UDP", "tls": "TLS", "ssl": "TLS", "https": "TLS"}  # by scheme
 
 Address = tuple[int, "Any"]  # a family and a socket address: one of the ways to reach a host
+Failure = tuple[Address, OSError]  # of an attempt to connect
 
 
 class AddressError(Exception):
@@ -288,97 +291,227 @@ def explain(error: OSError, port: int = 0, *, connecting: bool = False) -> str:
     reason = (error.strerror or str(error)).lower()
     if error.errno == errno.EACCES and 0 < port < 1024:
         return f"{reason} ({PRIVILEGED})"
-    remedy = NO_LOCAL_PORT if connecting and error.errno == errno.EADDRNOTAVAIL else REMEDIES.get(error.errno or 0)
+    remedy = REMEDIES.get(error.errno or 0)
+    if connecting and error.filename is not None:
+        reason = f"from {error.filename}: {reason}"
+    elif connecting and error.errno == errno.EADDRNOTAVAIL:
+        remedy = NO_LOCAL_PORT
     return f"{reason} ({remedy})" if remedy else reason
 
 
-def tell_unreachable(failures: Iterable[tuple[Address, OSError]]) -> str:
+def tell_unreachable(failures: Iterable[Failure]) -> str:
     """Return the story of a `Dial` that has failed: what became of each address."""
-    told = (f"{format_address(address[1])}: {explain(error, connecting=True)}" for address, error in failures)
-    return f"cannot connect to {'; '.join(told)}"
+    return f"cannot connect to {tell_attempts(failures)}"
+
+
+def tell_attempts(failures: Iterable[Failure]) -> str:
+    """Return why the attempts to connect failed, each with its address."""
+    return "; ".join(f"{format_address(address[1])}: {explain(error, connecting=True)}" for address, error in failures)
+
+
+def local_address(text: str) -> Address:
+    """Return the address that `text` spells, to connect from (port 0); raises ValueError.
+
+    A name would not do: it may have several addresses, and those of other machines.
+    """
+    try:
+        if ":" not in text:
+            # getaddrinfo(3) would take "7" for 0.0.0.7.
+            socket.inet_pton(socket.AF_INET, text)
+        numeric = socket.AI_NUMERICHOST
+        found = socket.getaddrinfo(text, 0, socket.AF_UNSPEC, socket.SOCK_STREAM, 0, numeric)
+    except (OSError, UnicodeError, ValueError):
+        raise ValueError(f"{text!r} is not an IP address: write one, like 192.0.2.1 or ::1") from None
+    return found[0][0], found[0][4]
+
+
+class Route:
+    """The addresses of one service, the local address to connect from, and what a run has learned.
+
+    Families alternate, and within a family the resolver's order stays (RFC 8305 4, RFC 6724).
+    Addresses that failed come last. With `all_addresses`, each connection starts with another one.
+    """
+
+    def __init__(
+        self, addresses: Iterable[Address], *, source: Address | None = None, all_addresses: bool = False
+    ) -> None:
+        addresses = list(addresses)
+        first = [address for address in addresses if address[0] == addresses[0][0]]
+        others = [address for address in addresses if address[0] != addresses[0][0]]
+        self._addresses = [each for pair in zip_longest(first, others) for each in pair if each]
+        self._all_addresses = all_addresses
+        self._turn = 0
+        self._failed: set[Address] = set()
+        self.answered: set[Address] = set()
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self._addresses)
+
+    def order(self) -> list[Address]:
+        """Return the addresses in the order in which the next connection is to try them."""
+        live = [address for address in self._addresses if address not in self._failed]
+        if live and self._all_addresses:
+            self._turn = (self._turn + 1) % len(live)
+            live = live[self._turn - 1 :] + live[: self._turn - 1]
+        return live + [address for address in self._addresses if address in self._failed]
+
+    def learn(self, failures: Iterable[Failure], address: Address | None = None) -> None:
+        """Note which addresses failed and which one answered."""
+        failed = {each for each, _ in failures}
+        self._failed |= failed
+        self.answered -= failed
+        if address:
+            self._failed.discard(address)
+            self.answered.add(address)
 
 
 class Dial:
-    """An attempt to connect to each of `addresses` in turn, `timeout` seconds for each, without blocking.
+    """A connection attempt to each of `addresses`, until one answers, without blocking (RFC 8305).
 
-    It ends in one call from the loop: `connected(sock, address)`, or `failed([(address, error), ...])` with what became
-    of each; or in none, after `cancel()`.
+    The next attempt begins when one fails, or after ATTEMPT_DELAY without an answer; those before
+    it go on beside it. An address that has answered before in this run is not hurried: only its
+    failure begins the next attempt, so that a slow server is measured and not avoided. Each attempt
+    may take `timeout` seconds, so all together may take that and ATTEMPT_DELAY more for each other
+    address.
+
+    A Dial ends in one call from the loop, `connected(sock, address)` or `failed(failures)`, or in
+    none after `cancel()`. `failures` lists each address that failed or was too late, and why.
+    Plain addresses are a Route of which nothing is known.
     """
 
     def __init__(
         self,
         loop: EventLoop,
-        addresses: Iterable[Address],
+        addresses: Route | Iterable[Address],
         timeout: float,
         connected: Callable[[socket.socket, Address], object],
-        failed: Callable[[list[tuple[Address, OSError]]], object],
+        failed: Callable[[list[Failure]], object],
     ) -> None:
         self._loop = loop
-        self._addresses = deque(addresses)
+        self._route = addresses if isinstance(addresses, Route) else Route(addresses)
+        self._addresses = deque(self._route.order())
         if not self._addresses:
             raise ValueError("no address to connect to")
         self._timeout = timeout
-        self.attempted_at = 0.0  # when the current attempt began, by the loop's clock
+        self.attempted_at = 0.0  # when the first attempt began, by the loop's clock
+        self.failures: list[Failure] = []
         self._connected = connected
         self._failed = failed
-        self._failures: list[tuple[Address, OSError]] = []
-        self._sock: socket.socket | None = None
+        # In flight, the oldest first: to where, since when, and the timer that ends the attempt.
+        self._attempts: dict[socket.socket, tuple[Address, float, Timer]] = {}
         self._timer = loop.call_later(0, self._attempt)
 
     def cancel(self) -> None:
         """Give up, without a call."""
         self._timer.cancel()
-        if self._sock:
-            self._loop.watch(self._sock, 0)
-            self._sock.close()
-            self._sock = None
+        for sock in list(self._attempts):
+            self._withdraw(sock)
+            sock.close()
 
     def _attempt(self) -> None:
-        self._address = self._addresses.popleft()
-        self.attempted_at = self._loop.clock()
-        late = OSError(errno.ETIMEDOUT, f"no answer within {self._timeout:g} s")
-        self._timer = self._loop.call_later(self._timeout, partial(self._give_up, late))
+        address = self._addresses.popleft()
+        began = self._loop.clock()
+        if not (self.failures or self._attempts):
+            self.attempted_at = began
         try:
-            self._sock = _start_connecting(self._address)
+            sock = _start_connecting(address, self._route.source)
         except OSError as error:
-            self._give_up(error)
-        else:
-            self._loop.watch(self._sock, WRITE, self._decide)
-
-    def _decide(self, _events: int) -> None:
-        """Writable means connected or failed; SO_ERROR tells (connect(2), EINPROGRESS)."""
-        assert self._sock is not None  # noqa: S101 - watched only while it is there
-        try:
-            _check_connected(self._sock)
-        except OSError as error:
-            self._give_up(error)
+            self._fail(address, error)
             return
-        self._timer.cancel()
-        sock, self._sock = self._sock, None  # from here on somebody else's
-        self._loop.watch(sock, 0)
-        self._connected(sock, self._address)
+        if _has_peer(sock):
+            # Over loopback connect(2) does all of the work, and to wait for the loop to find that
+            # out would time the loop.
+            self._conclude(sock, address, began)
+            return
+        timer = self._loop.call_later(self._timeout, lambda: self._give_up(sock))
+        self._attempts[sock] = address, began, timer
+        self._loop.watch(sock, WRITE, lambda _events: self._decide(sock))
+        if self._addresses and address not in self._route.answered:
+            self._timer = self._loop.call_later(ATTEMPT_DELAY, self._attempt)
 
-    def _give_up(self, error: OSError) -> None:
+    def _decide(self, sock: socket.socket) -> None:
+        self._conclude(sock, *self._withdraw(sock))
+
+    def _conclude(self, sock: socket.socket, address: Address, began: float) -> None:
+        """Take the connection if it is made; writable, it may also have failed (connect(2))."""
+        try:
+            _check_connected(sock)
+        except OSError as error:
+            sock.close()
+            self._fail(address, error)
+            return
+        late = OSError(errno.ETIMEDOUT, f"no answer within {ATTEMPT_DELAY * 1000:g} ms")
+        now = self._loop.clock()
+        for other, since, _ in self._attempts.values():
+            if since < began and now - since >= ATTEMPT_DELAY:
+                self.failures.append((other, late))
         self.cancel()
-        self._failures.append((self._address, error))
+        self._route.learn(self.failures, address)
+        self._connected(sock, address)
+
+    def _give_up(self, sock: socket.socket) -> None:
+        address, _ = self._withdraw(sock)
+        sock.close()
+        self._fail(address, OSError(errno.ETIMEDOUT, f"no answer within {self._timeout:g} s"))
+
+    def _fail(self, address: Address, error: OSError) -> None:
+        self.failures.append((address, error))
+        self._timer.cancel()
         if self._addresses:
             self._timer = self._loop.call_later(0, self._attempt)
-        else:
-            self._failed(self._failures)
+        elif not self._attempts:
+            self._route.learn(self.failures)
+            self._failed(self.failures)
+
+    def _withdraw(self, sock: socket.socket) -> tuple[Address, float]:
+        """Take an attempt out of those in flight; return to where it was, and since when."""
+        address, began, timer = self._attempts.pop(sock)
+        timer.cancel()
+        self._loop.watch(sock, 0)
+        return address, began
 
 
-def _start_connecting(address: Address) -> socket.socket:
+def _start_connecting(address: Address, source: Address | None = None) -> socket.socket:
     family, sockaddr = address
     sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setblocking(False)
-    if isinstance(sockaddr, tuple):  # not a Unix socket's path
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-    status = sock.connect_ex(sockaddr)
-    if status not in IN_PROGRESS:
+    try:
+        sock.setblocking(False)
+        if isinstance(sockaddr, tuple):  # not a Unix socket's path
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        if source:
+            _bind(sock, source)
+        status = sock.connect_ex(sockaddr)
+        if status not in IN_PROGRESS:
+            raise OSError(status, os.strerror(status))
+    except BaseException:
         sock.close()
-        raise OSError(status, os.strerror(status))
+        raise
     return sock
+
+
+def _bind(sock: socket.socket, source: Address) -> None:
+    """Bind to an address; leave the port to connect(2), which can use one for several peers (ip(7)).
+
+    Raises OSError, its `filename` saying which address that was.
+    """
+    if NO_PORT is not None:
+        sock.setsockopt(socket.IPPROTO_IP, NO_PORT, 1)
+    try:
+        sock.bind(source[1])
+    except OSError as error:
+        error.filename = source[1][0]
+        raise
+
+
+def _has_peer(sock: socket.socket) -> bool:
+    """Return whether a socket is connected already (getpeername(2), ENOTCONN)."""
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def _check_connected(sock: socket.socket) -> None:
