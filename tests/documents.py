@@ -75,6 +75,7 @@ def empty() -> dict[str, Any]:
         },
         "generator": {"cpu_percent": 0.0, "limited": False, "reason": None},
         "connections": {"attempted": 0, "established": 0, "failed": 0, "closed_early": 0},
+        "addresses": [],
         "messages": {"sent": 0, "echoed": 0, "mismatched": 0, "unanswered": 0, "not_sent": 0},
         "bytes": {"sent": 0, "received": 0},
         "throughput": {"messages_per_s": 0.0, "bytes_per_s": 0.0},
@@ -96,6 +97,7 @@ def closed(number: int = 4000, *, seed: int = 1) -> dict[str, Any]:
     document.update(
         duration_s=4.0,
         connections={"attempted": 50, "established": 50, "failed": 0, "closed_early": 0},
+        addresses=[{"address": "127.0.0.1:12345", "connections": 50, "failed": 0, "example": None}],
         messages={"sent": number, "echoed": number, "mismatched": 0, "unanswered": 0, "not_sent": 0},
         bytes={"sent": number * 1024, "received": number * 1024},
         throughput={"messages_per_s": number / 4, "bytes_per_s": number * 256.0},
@@ -122,6 +124,7 @@ def refused() -> dict[str, Any]:
         duration_s=0.012,
         exit_status=1,
         connections={"attempted": 50, "established": 0, "failed": 50, "closed_early": 0},
+        addresses=[{"address": "127.0.0.1:12345", "connections": 0, "failed": 50, "example": "connection refused"}],
         errors=[{"phase": "connect", "error": "ECONNREFUSED", "count": 50, "example": example}],
     )
     return document

@@ -135,6 +135,13 @@ def test_errors_of_a_kind_add_up_and_keep_the_first_example():
     assert errors == [{**first["errors"][0], "count": 100}, *second["errors"]]
 
 
+def test_addresses_add_up_and_keep_the_first_example():
+    older = closed()
+    del older["addresses"]
+    (entry,) = merge([closed(), older, refused(), closed()])["addresses"]
+    assert entry == {"address": "127.0.0.1:12345", "connections": 100, "failed": 50, "example": "connection refused"}
+
+
 def test_thresholds_are_dropped():
     assert merge([mismatch(), mismatch()])["thresholds"] == []
 

@@ -276,6 +276,13 @@ def test_figures_are_those_of_the_document() -> None:
     assert f"p99>20ms 48.0 ms crossed errors>9k 1,236 kept p99.9<1us {NONE} kept" in said
 
 
+def test_addresses_say_what_became_of_each() -> None:
+    entry = {"address": "<a>:7", "connections": 2, "failed": 1, "example": "<refused>"}
+    said = words(page({**opened(), "addresses": [entry]}))
+    assert "Addresses <a>:7 2 connections; 1 attempt failed: <refused>" in said
+    assert "Addresses" not in words(page(opened()))  # as of an older version
+
+
 def test_a_median_that_the_document_leaves_out_is_taken_from_the_histogram() -> None:
     result = opened()
     result["latency_us"]["response"]["percentiles"] = {"90": 501.0}

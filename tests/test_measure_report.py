@@ -173,6 +173,23 @@ def test_connections_that_ended_early_are_told():
     assert facts(mismatch())["connections"] == "50 of 50 made, 2 ended early"
 
 
+SEVERAL = [
+    {"address": "192.0.2.1:7", "connections": 0, "failed": 1, "example": "no answer within 250 ms"},
+    {"address": "192.0.2.2:7", "connections": 1, "failed": 2, "example": "connection refused"},
+]
+
+
+def test_addresses_say_what_became_of_each_where_the_target_does_not():
+    lines = report(with_(closed(), target="name:7", addresses=SEVERAL)).splitlines()
+    assert [line[16:] for line in lines if line.startswith("  address ")] == [
+        "192.0.2.1:7: 1 attempt failed: no answer within 250 ms",
+        "192.0.2.2:7: 1 connection; 2 attempts failed: connection refused",
+    ]
+    older = closed()
+    del older["addresses"]
+    assert report(older) == report(closed())
+
+
 def test_facts_that_do_not_apply_are_left_out():
     document = with_(empty(), load={"size": None, "pipeline": None, "seed": None, "verify": None}, tcp=None)
     document["generator"]["cpu_percent"] = None

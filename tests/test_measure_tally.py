@@ -63,6 +63,20 @@ def test_errors_are_counted_by_phase_and_cause_with_the_first_story():
     ]
 
 
+def test_addresses_are_counted_with_the_first_story_of_a_failure_and_added_up():
+    tally, other = Tally(), Tally()
+    tally.connected("a:7")
+    other.not_connected("a:7", "first")
+    other.not_connected("a:7", "second")
+    other.connected("b:7")
+    tally.add(other)
+    tally.add(other)
+    assert tally.figures(1.0, PERCENTS)["addresses"] == [
+        {"address": "a:7", "connections": 1, "failed": 4, "example": "first"},
+        {"address": "b:7", "connections": 2, "failed": 0, "example": None},
+    ]
+
+
 def test_a_closed_loop_has_no_schedule_and_serves_as_it_responds():
     closed, opened = Tally(), Tally(open_loop=True)
     for tally in (closed, opened):

@@ -71,6 +71,7 @@ def merge(documents: Sequence[Any], names: Sequence[str] = ()) -> Document:
         "load": _load(_each(documents, "load"), together=_overlap(runs)),
         "generator": busiest(_each(documents, "generator")),
         "connections": _summed(_each(documents, "connections")),
+        "addresses": _addresses(documents),
         "messages": _summed(_each(documents, "messages")),
         "bytes": _summed(_each(documents, "bytes")),
         "throughput": _throughput(runs),
@@ -233,6 +234,16 @@ def _tcp(documents: Iterable[Document]) -> Document | None:
     trips = math.fsum(document["tcp"]["rtt_us"] * weight for document, weight in zip(known, weights, strict=True))
     retransmits = sum(_each(_each(known, "tcp"), "retransmits"))
     return {"rtt_us": round(trips / sum(weights), 3), "retransmits": retransmits}
+
+
+def _addresses(documents: Iterable[Document]) -> list[Document]:
+    merged: dict[str, Document] = {}
+    for document in documents:
+        for entry in document.get("addresses", ()):
+            before = merged.get(entry["address"], {**entry, "connections": 0, "failed": 0})
+            sums = {key: before[key] + entry[key] for key in ("connections", "failed")}
+            merged[entry["address"]] = {**before, **sums, "example": before["example"] or entry["example"]}
+    return list(merged.values())
 
 
 def _errors(documents: Iterable[Document]) -> list[Document]:

@@ -16,7 +16,7 @@ from html import escape
 from typing import Any
 
 from echopair.measure.document import loaded
-from echopair.measure.verdict import not_timed, verdict
+from echopair.measure.verdict import address_story, not_timed, verdict
 from echopair.text import duration, figure, size, typed
 
 NONE = "\N{EN DASH}"  # a figure that does not apply
@@ -405,6 +405,9 @@ def details(document: dict[str, Any]) -> str:
         ],
         "Messages": [(name.capitalize().replace("_", " "), _number(number)) for name, number in messages.items()],
         "Connections": [(name.capitalize().replace("_", " "), _number(number)) for name, number in connections.items()],
+        "Addresses": [
+            (escape(entry["address"]), escape(address_story(entry))) for entry in document.get("addresses", ())
+        ],
         "Volume": [("Bytes sent", _number(volume["sent"])), ("Bytes received", _number(volume["received"]))],
         "TCP": [("Least round trip", _time(tcp.get("rtt_us"))), ("Retransmits", _number(tcp.get("retransmits")))],
         "Run": [
@@ -418,6 +421,7 @@ def details(document: dict[str, Any]) -> str:
         + "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures)
         + "</dl></section>\n"
         for title, figures in lists.items()
+        if figures
     )
 
 

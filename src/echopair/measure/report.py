@@ -16,7 +16,7 @@ from typing import Any
 
 from echopair.measure.document import Document
 from echopair.measure.hgrm import bucket_width
-from echopair.measure.verdict import POOR, not_timed, verdict
+from echopair.measure.verdict import POOR, address_story, not_timed, verdict
 from echopair.text import count, duration, figure, size, typed
 
 BOLD, RED, DIM, PLAIN = "\x1b[1m", "\x1b[1;31m", "\x1b[2m", "\x1b[m"  # ECMA-48 8.3.117, SGR
@@ -196,6 +196,10 @@ def _facts(document: Document) -> Iterator[tuple[str, str]]:
     if any(payload):
         yield "payload", ", ".join(filter(None, payload))
     yield "server", document["target"]
+    entries = document.get("addresses", [])
+    if [entry["address"] for entry in entries] != [document["target"]]:
+        for entry in entries:
+            yield "address", f"{entry['address']}: {address_story(entry)}"
     yield "run", f"{document['started_at'][:19].replace('T', ' ')} UTC, for {duration(document['duration_s'])}"
     if tcp:
         yield "tcp", f"least round trip {_time(tcp['rtt_us'])}, {count(tcp['retransmits'], 'retransmit')}"

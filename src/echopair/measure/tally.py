@@ -7,7 +7,7 @@ a histogram at once, that of the current interval, which at the interval's end i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 
 from echopair.measure.document import NS_PER_US, Document, dumped, summary
 from echopair.measure.histogram import Histogram
@@ -26,6 +26,15 @@ class ErrorCount:
 
     example: str
     count: int = 0
+
+
+@dataclass(slots=True)
+class AddressCount:
+    """How many connections to an address were made, how many attempts failed, and the first story of that."""
+
+    connections: int = 0
+    failed: int = 0
+    example: str | None = None
 
 
 def batched(intervals: list[Document]) -> Iterator[list[Document]]:
@@ -63,6 +72,7 @@ class Tally:
     bytes_sent: int = 0
     bytes_received: int = 0
     errors: dict[tuple[str, str], ErrorCount] = field(default_factory=dict)
+    addresses: dict[str, AddressCount] = field(default_factory=dict)
     intervals: list[Document] = field(default_factory=list)
     recent: Histogram = field(default_factory=Histogram)  # response times of the current interval
     service: Histogram = field(default_factory=Histogram)  # in a closed loop nothing, for it is the response time
@@ -100,6 +110,16 @@ class Tally:
         """Count one failure."""
         self.errors.setdefault((phase, error), ErrorCount(story)).count += 1
 
+    def connected(self, address: str) -> None:
+        """Count one connection made to an address."""
+        self.addresses.setdefault(address, AddressCount()).connections += 1
+
+    def not_connected(self, address: str, story: str) -> None:
+        """Count one attempt to connect to an address that failed; the connection may be made to another one."""
+        count = self.addresses.setdefault(address, AddressCount())
+        count.failed += 1
+        count.example = count.example or story
+
     def tcp(self, round_trip_us: int, retransmits: int) -> None:
         """Add what the kernel says of a connection that ends (tcp(7), TCP_INFO)."""
         self._round_trips += round_trip_us
@@ -114,6 +134,11 @@ class Tally:
             getattr(self, name).merge(getattr(other, name))
         for kind, error in other.errors.items():
             self.errors.setdefault(kind, ErrorCount(error.example)).count += error.count
+        for address, theirs in other.addresses.items():
+            ours = self.addresses.setdefault(address, AddressCount())
+            ours.connections += theirs.connections
+            ours.failed += theirs.failed
+            ours.example = ours.example or theirs.example
 
     def end_interval(self, at: float, bytes_received: int, connections: int) -> Document:
         """End the interval, `at` seconds after the start, and return its entry for the document."""
@@ -182,6 +207,7 @@ class Tally:
         }
         return {
             **{what: {name: getattr(self, name) for name in names} for what, names in counts.items()},
+            "addresses": [{"address": address, **asdict(each)} for address, each in self.addresses.items()],
             "bytes": {"sent": self.bytes_sent, "received": self.bytes_received},
             "throughput": {
                 "messages_per_s": round(self.echoed / seconds, 3) if seconds else 0.0,

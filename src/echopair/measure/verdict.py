@@ -93,3 +93,10 @@ def not_timed(document: Document) -> str:
         return ""
     due = messages["sent"] + messages["not_sent"]
     return f"{lost:,} of {count(due, 'message')} did not come back or were not sent: they are not in these figures."
+
+
+def address_story(entry: Document) -> str:
+    """Return what became of one address, an entry of a document's `addresses`."""
+    failed = f"{count(entry['failed'], 'attempt')} failed: {entry['example']}" if entry["failed"] else ""
+    made = count(entry["connections"], "connection") if entry["connections"] else ""
+    return "; ".join(filter(None, (made, failed)))
