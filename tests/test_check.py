@@ -405,25 +405,6 @@ def test_a_server_that_dies_between_two_cases_fails_the_one_that_finds_out(loop,
     assert told["later"][0] == SKIPPED
 
 
-def test_a_service_that_comes_up_is_waited_for(loop, clock):
-    listener = unix_listener()
-    address = (listener.family, listener.getsockname())
-    listener.close()
-    told, servers = [], []
-    check = Check(
-        loop, [address], [Case("good", "", "", good)], told=told.append, done=lambda: None, patience=1.0, wait=20.0
-    )
-    for step in range(400):
-        settle(loop)
-        clock.advance(0.05)
-        if step == 300:  # later than any case may take
-            servers.append(EchoServer(loop, [unix_listener(address[1])]))
-    assert [outcome.status for outcome in told] == [PASSED]
-    servers[0].close()
-    settle(loop)
-    check.stop()
-
-
 def test_a_long_path_has_fewer_rounds_and_more_time(loop):
     check = Check(loop, [], [], told=print, done=lambda: None, patience=1.0)
     assert check.rounds(60) == 60
@@ -642,6 +623,7 @@ def test_a_signal_ends_the_check_and_what_is_known_is_told(capsys, monkeypatch, 
         (["--check", "-n", "5"], "--check says itself what is sent: leave out -n"),
         (["--check", "-m", "hi", "-c", "2", "-"], "leave out -m, -, -c"),
         (["--check", "-w", "2", "--verify", "none"], "leave out -w, --verify"),
+        (["--check", "--all-addresses"], "leave out --all-addresses"),
         (["--check", "--junit", "/nowhere/file"], "--junit: cannot write /nowhere/file"),
     ],
 )

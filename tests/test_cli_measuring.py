@@ -327,23 +327,6 @@ def test_a_run_whose_output_fails_before_it_began_ends(capsys, monkeypatch):
     VALIDATOR.validate(json.loads(capsys.readouterr().out))
 
 
-def test_a_server_whose_name_comes_later_is_waited_for(capsys, monkeypatch, server):
-    target = server(echo)
-    real, tries = measuring.Reach._look_up, []
-
-    def look_up(self: measuring.Reach) -> object:
-        tries.append(1)
-        if len(tries) < 3:
-            raise measuring.AddressError("not yet")
-        return real(self)
-
-    monkeypatch.setattr("echopair.cli.reaching.RESOLVE_RETRY_DELAY", 0.001)
-    monkeypatch.setattr(measuring.Reach, "_look_up", look_up)
-    status, document = run_json(capsys, target, "--wait", "20s")
-    assert status == OK
-    assert document["errors"] == []
-
-
 def test_lines_of_json_tell_events_as_they_happen(capsys, server):
     served = []
 

@@ -298,7 +298,8 @@ def test_an_empty_variable_and_a_service_link_count_as_unset(command, variable: 
 @pytest.mark.parametrize(("command", "variable", "option"), OPTIONS)
 def test_an_unsound_variable_does_not_matter_where_the_command_line_says_it(command, variable, option) -> None:
     (action,) = [action for action in command()._actions if option in action.option_strings]
-    samples = {"EXPR": "errors>0", "TIME": "@9e9", "LIST": "99" if option == "--percentiles" else "5ms", "P": "0.1"}
+    samples = {"EXPR": "errors>0", "TIME": "@9e9", "P": "0.1", "ADDRESS": "::1"}
+    samples["LIST"] = "99" if option == "--percentiles" else "5ms"
     sample = action.choices[0] if action.choices else samples.get(action.metavar, "1")
     given = [option] if action.nargs == 0 else [f"{option}=localhost" if option == "--host" else f"{option}={sample}"]
     assert command().parse(given, {variable: "12:34:56"}) == command().parse(given, {})

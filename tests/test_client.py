@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from echopair.address import listen
 from echopair.client import EchoClient, Session
+from echopair.client.echo import AT_ONCE
 from echopair.client.mismatch import agreement, diagnose, dump
 from echopair.client.payload import PERIOD, PIECE_SIZE, STAMP_SIZE, Payload
 from echopair.client.pipe import Pipe
@@ -592,6 +593,135 @@ def test_stopping_before_a_connection_is_made_ends_the_session(run, loop):
     assert run.done == 1
     settle(loop)
     assert not run.client.open
+
+
+class Attempt:
+    """An attempt to connect whose end the test decides."""
+
+    def __init__(self, loop, _route, _timeout, connected, failed) -> None:
+        self.attempted_at = loop.clock()
+        self.failures = []
+        self._connected, self._failed = connected, failed
+
+    def succeed(self) -> None:
+        """Connect to a peer that closes at once."""
+        sock, peer = small_pair()
+        peer.close()
+        self._connected(sock, (sock.family, sock.getpeername()))
+
+    def fail(self) -> None:
+        self._failed([((socket.AF_INET, (LOCALHOST, 7)), OSError(errno.ECONNREFUSED, "Connection refused"))])
+
+    def cancel(self) -> None:
+        pass
+
+
+@pytest.fixture
+def attempts(monkeypatch) -> list[Attempt]:
+    """The attempts that a client begins, in order."""
+    begun: list[Attempt] = []
+
+    def begin(*arguments) -> Attempt:
+        begun.append(Attempt(*arguments))
+        return begun[-1]
+
+    monkeypatch.setattr("echopair.client.echo.Dial", begin)
+    return begun
+
+
+def crowd(run, loop, *, addresses=None):
+    """Start a client with more connections to make than it begins at once."""
+    started = run(*(Session(number, iter([])) for number in range(200)), addresses=addresses)
+    turn(loop)
+    return started
+
+
+def turn(loop) -> None:
+    for _ in range(220):  # an attempt a turn
+        loop.run_once(0)
+
+
+SOMEWHERE = [(socket.AF_INET, (LOCALHOST, 7)), (socket.AF_INET, (LOCALHOST, 8))]
+
+
+def test_an_attempt_to_connect_begins_a_turn(run, loop, attempts):
+    run(*(Session(number, iter([])) for number in range(5)))
+    for begun in range(1, 6):
+        loop.run_once(0)
+        assert len(attempts) == begun
+
+
+def test_attempts_to_connect_are_few_at_once(run, loop, attempts):
+    crowd(run, loop)
+    assert len(attempts) == AT_ONCE
+
+
+def test_attempts_at_once_grow_while_connections_are_made_in_time(run, loop, clock, attempts):
+    crowd(run, loop)
+    attempts[0].succeed()
+    turn(loop)
+    assert len(attempts) == 1 + AT_ONCE  # nothing was known yet
+    for attempt in attempts[1:11]:
+        attempt.succeed()
+    turn(loop)
+    assert len(attempts) == 11 + AT_ONCE + 10
+    for attempt in attempts[11:43]:
+        attempt.succeed()  # from the sixteenth on, less than half of the places are taken
+    turn(loop)
+    assert len(attempts) == 43 + AT_ONCE + 10 + 15
+    clock.advance(1.0)
+    attempts[43].succeed()  # its SYN was sent twice
+    turn(loop)
+    for attempt in attempts[44:75]:
+        attempt.succeed()
+    turn(loop)
+    assert len(attempts) == 75 + AT_ONCE
+
+
+def test_a_failure_ends_the_growth(run, loop, attempts):
+    crowd(run, loop)
+    for attempt in attempts[:3]:
+        attempt.succeed()
+        turn(loop)
+    assert len(attempts) == 3 + AT_ONCE + 2
+    attempts[3].fail()
+    turn(loop)
+    assert len(attempts) == 3 + AT_ONCE + 2
+    attempts[4].fail()
+    attempts[5].fail()
+    turn(loop)
+    assert len(attempts) == 6 + AT_ONCE
+
+
+def test_where_nobody_answers_all_find_out_at_once(run, loop, attempts):
+    crowd(run, loop)
+    attempts[0].fail()
+    turn(loop)
+    assert len(attempts) == 200
+
+
+@pytest.mark.parametrize("end", [Attempt.succeed, Attempt.fail])
+def test_of_several_addresses_the_first_attempt_finds_out(run, loop, attempts, end):
+    crowd(run, loop, addresses=SOMEWHERE)
+    assert len(attempts) == 1
+    end(attempts[0])
+    turn(loop)
+    assert len(attempts) == (200 if end is Attempt.fail else 1 + AT_ONCE)
+
+
+def test_a_client_that_is_stopped_forgets_those_who_wait_for_a_place(run, loop, attempts):
+    started = crowd(run, loop)
+    started.client.stop()
+    turn(loop)
+    assert started.done == 1
+    assert len(started.ended) == 200
+    assert len(attempts) == AT_ONCE
+
+
+def test_a_session_that_is_connected_is_not_stopped_as_if_it_were_not(run, loop):
+    run = run(Session(1, iter([b"a"])))
+    run_until(loop, lambda: run.client.open)
+    assert not run.client.stop_dialling(*run.client.open.values())
 
 
 # Pipe

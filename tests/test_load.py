@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 from documents import PERCENTS
-from echopair.address import listen
+from echopair.address import format_address, listen
 from echopair.client import load as module
 from echopair.client.load import Load, Plan, Watcher
 from echopair.client.measured import Schedule
@@ -49,7 +49,9 @@ class Server(EchoServer):
 class Run(Watcher):
     """A load and its server on one loop, and what the load has told."""
 
-    def __init__(self, loop: EventLoop, clock: Clock, *, listening: bool = True, tcp: bool = False, **plan) -> None:
+    def __init__(
+        self, loop: EventLoop, clock: Clock, *, listening: bool = True, tcp: bool = False, also=(), **plan
+    ) -> None:
         self.loop, self.clock = loop, clock
         self.events: list[str] = []
         self.failures: list[str] = []
@@ -60,7 +62,7 @@ class Run(Watcher):
             self.server = Server(loop, [listener])
         else:
             listener.close()
-        self.load = Load(loop, [self.address], Plan(**({"seed": 1, "size": 100} | plan)), self)
+        self.load = Load(loop, [self.address, *also], Plan(**({"seed": 1, "size": 100} | plan)), self)
 
     def load_begun(self) -> None:
         self.events.append("begun")
@@ -547,22 +549,6 @@ def test_a_count_that_could_not_begin_was_not_sent(run):
     assert run(conns=3, count=100, listening=False).figures()["messages"]["not_sent"] == 100
 
 
-def test_a_server_that_is_awaited_is_not_a_failure(run):
-    run = run(conns=3, count=3, wait=10.0, listening=False)
-    run.pass_time(5, 0.05)
-    run.serve_again()
-    run.pass_time(0.2, 0.05)
-    figures = run.figures()
-    assert figures["connections"] == {"attempted": 3, "established": 3, "failed": 0, "closed_early": 0}
-    assert figures["errors"] == []
-
-
-def test_a_server_that_is_awaited_in_vain_is(run):
-    run = run(conns=1, count=1, wait=1.0, listening=False)
-    run.pass_time(1.2, 0.05)
-    assert run.figures()["connections"]["failed"] == 1
-
-
 def test_a_broken_connection_is_replaced_while_there_is_time(run):
     run = run(conns=2, duration=2.0, rate=100.0)
     run.until_begun()
@@ -775,13 +761,47 @@ def test_stopping_ends_it_and_leaves_what_is_under_way_unanswered(run, rate):
     assert run.events.count("over") == run.events.count("done") == 1
 
 
-def test_stopped_while_the_server_is_awaited_it_is_a_failure_to_connect(run):
-    run = run(conns=2, count=2, wait=100.0, listening=False)
-    run.pass_time(1.0, 0.05)
-    run.load.stop()
-    figures = run.figures()
-    assert figures["connections"] == {"attempted": 2, "established": 0, "failed": 2, "closed_early": 0}
-    assert figures["errors"][0]["error"] == "ECONNREFUSED"
+class Ticking(Clock):
+    """A clock that moves on each time that it is read: whatever is done in between has taken some time."""
+
+    def __call__(self) -> float:
+        self.time += 1e-6
+        return self.time
+
+
+@pytest.mark.parametrize("clock", [Ticking()])
+@pytest.mark.parametrize("churn", [None, 1])
+def test_neither_connections_nor_first_messages_wait_for_their_neighbours(run, churn):
+    alone = run(conns=1, count=1, reconnect_every=churn).figures()["latency_us"]
+    together = run(conns=60, count=60, reconnect_every=churn).figures()["latency_us"]
+    assert together["connect"]["max"] <= alone["connect"]["max"] + 1
+    assert together["response"]["max"] <= 3 * alone["response"]["max"]
+
+
+def test_the_document_says_what_became_of_each_address(run):
+    refused = "connection refused (nothing listens there)"
+    elsewhere = run(conns=1, count=1)
+    figures = (both := run(conns=3, count=3, listening=False, also=[elsewhere.address])).figures()
+    assert figures["addresses"] == [  # the first attempt found out for all
+        {"address": format_address(both.address[1]), "connections": 0, "failed": 1, "example": refused},
+        {"address": format_address(elsewhere.address[1]), "connections": 3, "failed": 0, "example": None},
+    ]
+    assert figures["errors"] == []
+    figures = (gone := run(conns=3, count=3, listening=False)).figures()
+    assert figures["addresses"] == [
+        {"address": format_address(gone.address[1]), "connections": 0, "failed": 3, "example": refused}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("plan", "used"),
+    [({"worker": 0}, [2, 1]), ({"worker": 1}, [1, 2]), ({"worker": 1, "all_addresses": False}, [3, 0])],
+)
+def test_connections_go_round_all_addresses_where_that_is_asked_for(run, plan, used):
+    elsewhere = run(conns=1, count=1)
+    run = run(conns=6, workers=2, count=6, also=[elsewhere.address], **{"all_addresses": True, **plan})
+    made = {entry["address"]: entry["connections"] for entry in run.figures()["addresses"]}
+    assert [made.get(format_address(each.address[1]), 0) for each in (run, elsewhere)] == used
 
 
 def test_stopping_while_connecting_leaves_no_trace(run):

@@ -17,10 +17,9 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from echopair.address import Address, Dial, tell_unreachable
+from echopair.address import Address, Dial, Route, tell_unreachable
 from echopair.check.peer import MOMENT, Failed, Peer
 from echopair.check.script import Resume, Script, sleep, together, wait
-from echopair.client.echo import RETRY_DELAY
 from echopair.loop import EventLoop, Timer
 from echopair.text import duration, size
 
@@ -70,7 +69,8 @@ class Check:
     """Runs `cases` against `addresses`, calls `told(outcome)` after each and `done()` after all.
 
     `patience` is how many seconds may pass without a byte, `connect_timeout` until a connection is made, if that is
-    something else, and `wait` until a first one is. To the cases it is what they connect, send and wait with.
+    something else; `source` is the local address to connect from. To the cases it is what they connect, send and wait
+    with.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Check:
         done: Callable[[], object],
         patience: float,
         connect_timeout: float | None = None,
-        wait: float = 0.0,
+        source: Address | None = None,
         seed: int = 0,
     ) -> None:
         self.loop = loop
@@ -91,8 +91,7 @@ class Check:
         self.round_trip = 0.0  # seconds; the median of what making a connection took
         self._patience = patience
         self._connect_timeout = connect_timeout or patience
-        self._wait = wait
-        self._awaited_until = loop.clock() + wait
+        self._route = Route(addresses, source=source)
         self._before = ""  # the last case, unless it failed
         self._gone = False
         self._basic_failed = False
@@ -121,17 +120,14 @@ class Check:
     async def connect(self, *addresses: Address) -> Peer:
         """Return a new connection to the first of `addresses` (by default, of all) that answers."""
         self._doing = f"connection {len(self._peers) + 1} was not made"
-        while True:
-            try:
-                return await self._connect(addresses or self.addresses)
-            except Unreachable as error:
-                if addresses:
-                    raise Failed(str(error)) from None  # no word on whether the service is there
-                if self._round_trips or self.loop.clock() >= self._awaited_until:
-                    raise
-            await sleep(self.loop, RETRY_DELAY)
+        try:
+            return await self._connect(Route(addresses, source=self._route.source) if addresses else self._route)
+        except Unreachable as error:
+            if addresses:
+                raise Failed(str(error)) from None  # no word on whether the service is there
+            raise
 
-    async def _connect(self, addresses: Sequence[Address]) -> Peer:
+    async def _connect(self, route: Route) -> Peer:
         def start(resume: Resume) -> Callable[[], object]:
             def connected(sock: socket.socket, _address: Address) -> None:
                 self._round_trips.append(self.loop.clock() - dial.attempted_at)
@@ -140,7 +136,7 @@ class Check:
             def failed(failures: list[tuple[Address, OSError]]) -> None:
                 resume(error=Unreachable(tell_unreachable(failures)))
 
-            dial = Dial(self.loop, addresses, self._connect_timeout, connected, failed)
+            dial = Dial(self.loop, route, self._connect_timeout, connected, failed)
             return dial.cancel
 
         sock = await wait(start)
@@ -202,7 +198,7 @@ class Check:
             end(None, Late(f"not done within {duration(limit)}: {self._doing} ({rate}/s)"))
 
         limit = max(LIMIT, 3 * self._patience) + ROUND_TRIPS * self.round_trip
-        more = self._wait + self._connect_timeout * len(self.addresses)
+        more = self._connect_timeout * len(self.addresses)
         timer = self.loop.call_later(limit, partial(give_up, more))
         script = Script(self.loop, case.body(self), end)
         self._running = script, timer

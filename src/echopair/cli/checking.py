@@ -90,7 +90,7 @@ def _run(
                     done=reach.done,
                     patience=args.timeout,
                     connect_timeout=args.connect_timeout,
-                    wait=args.wait,
+                    source=args.source,
                     seed=args.seed or 0,
                 )
             )

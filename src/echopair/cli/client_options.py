@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import socket
 import stat
 import sys
 import time
 from collections.abc import Sequence
 
-from echopair.address import format_address, parse_port, split_host_port
+from echopair.address import format_address, local_address, parse_port, split_host_port
 from echopair.cli import options
 from echopair.cli.command import raise_descriptor_limit
 from echopair.cli.forking import check_possible, workers
@@ -163,6 +164,7 @@ def _check_check(args: argparse.Namespace, asked: Sequence[str]) -> None:
     others = [option for option in asked if option not in ("--seed", "-J")]
     others += ["-m"] * bool(args.message) + ["-"] * args.pipe + ["-c"] * (args.conns > 1) + ["-w"] * (args.pipeline > 1)
     others += ["--verify"] * (args.verify != FULL) + ["--merge"] * bool(args.merge)
+    others += ["--all-addresses"] * args.all_addresses
     if others:
         raise options.UsageError(f"--check says itself what is sent: leave out {', '.join(others)}")
     if complaint := unknown_case(args.check_only or ()):
@@ -173,13 +175,18 @@ def _check_check(args: argparse.Namespace, asked: Sequence[str]) -> None:
 
 def _check_merge(args: argparse.Namespace) -> None:
     load = [option for name, option in MEASURED.items() if option in LOAD and getattr(args, name) is not None]
-    if args.target or args.message or args.pipe or args.loopback or args.conns > 1 or load:
+    target = args.target or args.loopback or args.source or args.all_addresses
+    if target or args.message or args.pipe or args.conns > 1 or load:
         raise options.UsageError("--merge reads results: leave out what to connect to and what to send")
 
 
 def _check_target(args: argparse.Namespace) -> None:
     if args.target and args.loopback:
         raise options.UsageError(f"--loopback serves itself: leave {args.target} out")
+    if args.source:
+        if args.family not in (socket.AF_UNSPEC, args.source[0]):
+            raise options.UsageError(f"--source {args.source[1][0]} is not of the family that -4 or -6 asks for")
+        args.family = args.source[0]
     if args.port == 0 and not args.loopback:
         raise options.UsageError("port 0 cannot be connected to: give the port that the server listens on")
     args.workers = min(args.workers or 1, args.conns)
@@ -242,9 +249,13 @@ def parser() -> options.Parser:
     add("--host", type=options.host, default="localhost", help="the server's name or address")
     add("-p", "--port", type=options.checked(parse_port), default=12345, help="its port")
     options.add_family(group)
+    add("--source", metavar="ADDRESS", type=options.checked(local_address),
+        help="connect from this address of this machine (default: the system chooses)")
+    add("--all-addresses", action="store_true",
+        help="share the connections out over all addresses of the server that answer, not only the first one")
     add("--loopback", action="store_true", help="serve myself: an echo server in this process, on a free port")
     add("--wait", metavar="S", type=options.duration(), default="0s",
-        help="keep trying to connect for so long, until the server is up")
+        help="wait up to S until the name resolves and a first byte comes back, on a connection of its own")
 
     add = parser.add_argument_group("what to send").add_argument
     add("-c", "--conns", metavar="N", type=options.count(1), default=1, help="connections at once")
@@ -267,7 +278,8 @@ def parser() -> options.Parser:
     add("--warmup", metavar="S", type=options.duration(), help="first send so long without measuring (default: 0s)")
     add("--start-at", metavar="TIME", type=options.moment,
         help="begin at this moment, once connected: 2026-01-31T12:00:00Z, or @SECONDS of the epoch (default: at once)")
-    add("--connect-rate", metavar="N", type=options.rate(), help="begin N connections a second (default: all at once)")
+    add("--connect-rate", metavar="N", type=options.rate(),
+        help="begin N connections a second (default: as fast as they are made)")
     add("--reconnect-every", metavar="N", type=options.count(1),
         help="close and connect anew after N messages; 1 is connect, echo, close (default: never)")
 
@@ -278,7 +290,7 @@ def parser() -> options.Parser:
         help="fail a connection on which no byte moves for so long "
              f"(default: {TIMEOUT:g}s; with --check {CHECK_TIMEOUT:g}s)")
     add("--connect-timeout", metavar="S", type=options.duration(0.001), default=f"{CONNECT_TIMEOUT:g}s",
-        help="give up connecting to an address after so long")
+        help="give up connecting to an address after S")
     add("--fail-if", metavar="EXPR", action=options.Collect, type=options.each(options.checked(_threshold)),
         help="exit with 99 if it holds, like 'p99>20ms', 'errors>0.1%%', 'not_sent>0', 'rate<1000'; may be repeated")
 

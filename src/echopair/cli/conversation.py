@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from echopair.address import Address
+from echopair.address import Address, tell_attempts
 from echopair.cli.command import FAILED, OK, Output, complain, open_anew
 from echopair.cli.reaching import Reach
 from echopair.client.echo import EchoClient
@@ -32,7 +32,8 @@ class Talk(Session):
 
     def start(self, connection: Connection) -> None:
         """Begin, on a connection just made."""
-        self.show("connected", f"to {connection.peer}")
+        failed = f" ({tell_attempts(self.failed_attempts)})" if self.failed_attempts else ""
+        self.show("connected", f"to {connection.peer}{failed}")
         Session.start(self, connection)  # super() does not know a class that slots made anew
 
     def send_piece(self, connection: Connection, piece: bytes) -> None:
@@ -108,7 +109,8 @@ def _run(args: argparse.Namespace, output: Output, sessions: Sequence[Session]) 
                 done=reach.done,
                 timeout=args.timeout,
                 connect_timeout=args.connect_timeout,
-                wait=args.wait,
+                source=args.source,
+                all_addresses=args.all_addresses,
             )
             clients.append(client)
             output.failed = client.stop

@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from echopair.address import Address, Dial, format_address, tell_unreachable
+from echopair.address import Address, Dial, Route, format_address, tell_unreachable
+from echopair.address import Failure as FailedAttempt
 from echopair.client.session import Failure, Session, error_name
 from echopair.connection import Connection
 from echopair.idle import IdleWatch
-from echopair.loop import EventLoop, Timer
+from echopair.loop import EventLoop
 
 log = logging.getLogger(__name__)
 
 TIMEOUT = 10.0  # seconds
 CONNECT_TIMEOUT = 5.0  # seconds
 RETRY_DELAY = 0.1  # seconds; how soon a server that is awaited is tried again
+AT_ONCE = 32  # attempts to connect; more would be timed waiting for each other
+RETRANSMITTED = 1.0  # seconds; a connection that took so long lost its SYN (RFC 6298 2.1)
 
 
 class EchoClient:
-    """Runs `sessions`, each on a connection of its own to the first of `addresses` that answers, all at once.
+    """Runs `sessions`, each on a connection of its own to the first of `addresses` that answers.
 
-    A session fails when its connection takes longer than `connect_timeout` seconds an address to be made, or moves
-    no byte for `timeout` seconds. Until a first connection is made they are tried again, for `wait` seconds. Each
-    session that has ended is told to `ended(session)`, which may `add()` one; when none is left, `done()` is called.
+    With `all_addresses`, connections go round the addresses that answer; `source` is the local
+    address to connect from. A session fails when its connection takes longer than `connect_timeout`
+    seconds an address to be made, or moves no byte for `timeout` seconds. Each session that has
+    ended is passed to `ended(session)`, which may `add()` one; when none is left, `done()` is called.
+
+    Attempts begin one a turn of the loop, with at most `_places` in flight, so that connect times
+    are those of the path and not of a burst of our own, and listen queues do not overflow. On a
+    long path the places grow as in TCP's slow start (RFC 5681 3.1): by one for each connection made
+    while half of them were taken, until a SYN is lost or an attempt fails. While nothing is known
+    of several addresses there is one, so that no other attempt has to find out which are dead.
     """
 
     def __init__(
@@ -38,20 +49,24 @@ class EchoClient:
         ended: Callable[[Session], object] = lambda _session: None,
         timeout: float = TIMEOUT,
         connect_timeout: float = CONNECT_TIMEOUT,
-        wait: float = 0.0,
+        source: Address | None = None,
+        all_addresses: bool = False,
     ) -> None:
         self.loop = loop
         self.sessions = sessions
         self._bytes_sent = self._bytes_received = 0  # by connections that have ended
         self.open: dict[Connection, Session] = {}
-        self._addresses = addresses
+        self._route = Route(addresses, source=source, all_addresses=all_addresses)
         self._ended = ended
         self._done = done
         self._timeout = timeout
         self._connect_timeout = connect_timeout
-        self._awaited_until = loop.clock() + wait
         self._running = 0
-        self._dials: dict[Session, Dial | Timer] = {}
+        self._dials: dict[Session, Dial] = {}
+        self._waiting: OrderedDict[Session, None] = OrderedDict()  # for a place
+        self._places: float = AT_ONCE if len(self._route) == 1 else 1
+        self._reached = False  # a connection was made
+        self._beginning = False
         self._idle_watch: IdleWatch | None = None
         for session in sessions:
             self.add(session)
@@ -74,7 +89,8 @@ class EchoClient:
     def add(self, session: Session) -> None:
         """Run one more session, or one that has ended again, on a new connection."""
         self._running += 1
-        self._dial(session)
+        self._waiting[session] = None
+        self._proceed()
         if self._idle_watch is None:
             self._idle_watch = IdleWatch(self.loop, self.open, self._timeout, self._silent)
 
@@ -82,7 +98,7 @@ class EchoClient:
         """End now, what is under way unfinished."""
         for connection in self.open:
             connection.abort()
-        for session in list(self._dials):
+        for session in [*self._waiting, *self._dials]:
             self.stop_dialling(session)
 
     def stop_dialling(self, session: Session) -> bool:
@@ -90,19 +106,44 @@ class EchoClient:
         dial = self._dials.pop(session, None)
         if dial:
             dial.cancel()
-            self._session_ended(session)
-        return dial is not None
+        elif session not in self._waiting:
+            return False
+        self._waiting.pop(session, None)
+        self._session_ended(session)
+        return True
 
-    def _dial(self, session: Session) -> None:
+    def _proceed(self) -> None:
+        if not self._beginning:
+            self._beginning = True
+            self.loop.call_soon(self._begin_next)
+
+    def _begin_next(self) -> None:
+        self._beginning = False
+        if not self._waiting or len(self._dials) >= self._places:
+            return
+        session, _ = self._waiting.popitem(last=False)
         connected, failed = partial(self._connected, session), partial(self._failed, session)
-        self._dials[session] = Dial(self.loop, self._addresses, self._connect_timeout, connected, failed)
+        self._dials[session] = Dial(self.loop, self._route, self._connect_timeout, connected, failed)
+        self._proceed()
+
+    def _dial_ended(self, session: Session, seconds: float | None) -> None:
+        """Free the place of an attempt that took `seconds` to connect, or failed (None)."""
+        used = 2 * len(self._dials) >= self._places
+        del self._dials[session]
+        if not self._reached and seconds is None:
+            self._places = float("inf")  # nobody is there whom a burst could hurt
+        elif not self._reached or seconds is None or seconds >= RETRANSMITTED:
+            self._places = AT_ONCE
+        elif used:
+            self._places += 1
+        self._reached = self._reached or seconds is not None
+        self._proceed()
 
     def _connected(self, session: Session, sock: socket.socket, address: Address) -> None:
-        dial = self._dials.pop(session)
-        assert isinstance(dial, Dial)  # noqa: S101 - a timer does not connect
+        dial = self._dials[session]
         session.connect_seconds = self.loop.clock() - dial.attempted_at
-        self._awaited_until = 0.0
-        session.failure = None
+        session.failed_attempts = dial.failures
+        self._dial_ended(session, session.connect_seconds)
         connection = Connection(self.loop, sock, session, format_address(address[1]))
         self.open[connection] = session
         session.ended = self._connection_ended
@@ -112,14 +153,12 @@ class EchoClient:
             log.exception("connection %d could not begin", session.number)
             connection.abort(error)
 
-    def _failed(self, session: Session, failures: list[tuple[Address, OSError]]) -> None:
+    def _failed(self, session: Session, failures: list[FailedAttempt]) -> None:
+        session.failed_attempts = failures
         story = f"connection {session.number}: {tell_unreachable(failures)}"
         session.failure = Failure("connect", error_name(failures[-1][1]), story)
-        if self.loop.clock() < self._awaited_until:  # that is still its failure if it is stopped meanwhile
-            self._dials[session] = self.loop.call_later(RETRY_DELAY, partial(self._dial, session))
-        else:
-            del self._dials[session]
-            self._session_ended(session)
+        self._dial_ended(session, None)
+        self._session_ended(session)
 
     def _silent(self, connection: Connection) -> None:
         if not connection.closed:  # it may have ended, and wait for its output

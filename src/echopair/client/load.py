@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
-from echopair.address import Address
+from echopair.address import Address, explain, format_address
 from echopair.client.echo import CONNECT_TIMEOUT, TIMEOUT, EchoClient
 from echopair.client.measured import ENDLESS, MeasuredSession, Schedule
 from echopair.client.payload import Payload
@@ -28,6 +28,7 @@ from echopair.measure.tally import NS, Tally
 
 CATCH_UP = 1.0  # seconds after the end in which an open loop may still send what was due before it
 RETRY_DELAYS = (0.1, 0.2, 0.4, 0.8, 1.0)  # seconds until a broken connection is replaced, and each time that fails
+START_GROWTH = 64  # sessions that have begun, for each further one that begins in the same turn
 RELEASED_PER_TURN = 1000  # messages; a schedule that cannot be kept must not keep the loop from its sockets
 BROKEN = {"missing", "closed", *errno.errorcode.values()}  # what failures are called of connections that ended early
 
@@ -47,7 +48,8 @@ class Plan:
     warmup: float = 0.0
     connect_rate: float | None = None  # connections begun
     reconnect_every: int | None = None  # messages on a connection
-    wait: float = 0.0  # how long connections are tried again until a first one is made
+    source: Address | None = None  # the local address to connect from
+    all_addresses: bool = False  # connections go round the addresses that answer
     start_at: float | None = None  # by the loop's clock, not before which messages are sent
     interval: float = 1.0
     timeout: float = TIMEOUT
@@ -99,7 +101,7 @@ class Watcher:
 
 
 class Load:
-    """Runs `plan` against the first of `addresses` that answers, fills `tally` and tells `watcher`.
+    """Runs `plan` against the first of `addresses` that answers, or all, fills `tally` and tells `watcher`.
 
     `began_at` is when measuring began, by the loop's clock; None before that. `stage` says in a word or two what it is
     at. Raises ValueError for a plan without end.
@@ -115,13 +117,16 @@ class Load:
         self.stopped = False
         self._loop = loop
         self._watcher = watcher
+        # Processes that share a load each begin with another address.
+        first = plan.worker % len(addresses) if plan.all_addresses else 0
         self._client = EchoClient(
             loop,
-            addresses,
+            [*addresses[first:], *addresses[:first]],
             ended=self._ended,
             timeout=plan.timeout,
             connect_timeout=plan.connect_timeout,
-            wait=plan.wait,
+            source=plan.source,
+            all_addresses=plan.all_addresses,
         )
         payload = Payload(plan.size, plan.seed, plan.conns)
         self.sessions = [
@@ -213,6 +218,8 @@ class Load:
     def _established(self, session: MeasuredSession) -> None:
         self.tally.established += 1
         self.tally.connect.record(int(session.connect_seconds * NS))
+        self._count_attempts(session)
+        self.tally.connected(session.connection.peer)
         self._most_connected = max(self._most_connected, self.connected)
         self._tried(session)
 
@@ -221,6 +228,8 @@ class Load:
         failure, session.failure = session.failure, None
         if failure:
             self._count(failure)
+            if failure.phase == "connect":
+                self._count_attempts(session)
         delay = 0.0
         made = failure is None or failure.phase != "connect"
         if made and (session.messages_echoed or not session.in_flight):
@@ -235,6 +244,11 @@ class Load:
             self._left -= 1
         self._tried(session)
         self._loop.call_soon(self._finish_if_over)
+
+    def _count_attempts(self, session: Session) -> None:
+        """Count what failed on the way to a connection, whether or not it was made."""
+        for (_, sockaddr), error in session.failed_attempts:
+            self.tally.not_connected(format_address(sockaddr), explain(error, connecting=True))
 
     def _count(self, failure: Failure) -> None:
         self.tally.fail(failure.phase, failure.error, failure.story)
@@ -359,8 +373,7 @@ class Load:
             timer.cancel()
         self._retries.clear()
         for session in self.sessions:
-            failed = session.failure is not None  # and tried again, for the server is awaited
-            if self._client.stop_dialling(session) and not failed:
+            if self._client.stop_dialling(session):
                 self.tally.attempted -= 1  # neither made nor failed
         self._watcher.load_over()
         self._loop.call_soon(self._finish_if_over)
@@ -406,7 +419,15 @@ class Load:
         if self._schedule:
             self._pace()
         else:
-            self._go_on()
+            self._go_on_from(0)
+
+    def _go_on_from(self, place: int) -> None:
+        """Let sessions begin, one a turn at first and then more, so that none is timed waiting for its neighbours."""
+        end = place + 1 + place // START_GROWTH
+        for session in self.sessions[place:end]:
+            session.go_on()
+        if end < len(self.sessions) and not self._ending:
+            self._loop.call_soon(partial(self._go_on_from, end))
 
     def _pace(self) -> None:
         """Send what is due, as far as there is room for it, and come back when the next message is.

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from echopair.address import Address
 from echopair.client.mismatch import agreement, diagnose, dump
 from echopair.connection import READ_SIZE, Connection, Handler
 from echopair.text import count, reason
@@ -53,6 +54,7 @@ class Session(Handler):
     locate: Callable[[bytes], tuple[int, int] | None] | None = None
     connection: Connection = field(init=False)  # from start() on
     connect_seconds: float = 0.0  # how long it took to make it
+    failed_attempts: Sequence[tuple[Address, OSError]] = ()  # to make it, at other addresses or at all
     outstanding: deque[bytes] = field(default_factory=deque)
     matched: int = 0  # bytes of outstanding[0] that have come back
     echoed: int = 0  # bytes of the current message that came back in whole pieces
