@@ -713,7 +713,6 @@ ERROR = OSError(errno.ECONNREFUSED, "Connection refused")
 )
 def test_families_alternate_and_the_resolvers_order_stays(given: list[Address], order: list[Address]) -> None:
     assert Route(given).order() == order
-    assert len(Route(given)) == len(given)
 
 
 def test_addresses_that_failed_come_last_until_they_answer() -> None:
@@ -726,6 +725,17 @@ def test_addresses_that_failed_come_last_until_they_answer() -> None:
     route.learn([(each, ERROR) for each in (FOUR, SIX, FOUR_TOO)])
     assert route.order() == [FOUR, SIX, FOUR_TOO]
     assert not route.answered
+
+
+@pytest.mark.parametrize(("all_addresses", "explored"), [(False, [False, True, True]), (True, [False, False, True])])
+def test_several_addresses_are_explored_before_the_crowd_comes(all_addresses: bool, explored: list[bool]) -> None:
+    assert Route([FOUR], all_addresses=all_addresses).explored
+    route = Route([FOUR, SIX], all_addresses=all_addresses)
+    seen = [route.explored]
+    route.learn([], FOUR)
+    seen.append(route.explored)
+    route.learn([(SIX, ERROR)])
+    assert [*seen, route.explored] == explored
 
 
 def test_connections_go_round_the_addresses_that_do_not_fail() -> None:

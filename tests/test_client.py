@@ -598,8 +598,9 @@ def test_stopping_before_a_connection_is_made_ends_the_session(run, loop):
 class Attempt:
     """An attempt to connect whose end the test decides."""
 
-    def __init__(self, loop, _route, _timeout, connected, failed) -> None:
+    def __init__(self, loop, route, _timeout, connected, failed) -> None:
         self.attempted_at = loop.clock()
+        self._route = route
         self.failures = []
         self._connected, self._failed = connected, failed
 
@@ -607,10 +608,13 @@ class Attempt:
         """Connect to a peer that closes at once."""
         sock, peer = small_pair()
         peer.close()
-        self._connected(sock, (sock.family, sock.getpeername()))
+        self._route.learn([], SOMEWHERE[0])
+        self._connected(sock, SOMEWHERE[0])
 
     def fail(self) -> None:
-        self._failed([((socket.AF_INET, (LOCALHOST, 7)), OSError(errno.ECONNREFUSED, "Connection refused"))])
+        failures = [(each, OSError(errno.ECONNREFUSED, "Connection refused")) for each in SOMEWHERE]
+        self._route.learn(failures)
+        self._failed(failures)
 
     def cancel(self) -> None:
         pass

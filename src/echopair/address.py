@@ -345,8 +345,11 @@ class Route:
         self.answered: set[Address] = set()
         self.source = source
 
-    def __len__(self) -> int:
-        return len(self._addresses)
+    @property
+    def explored(self) -> bool:
+        """Whether enough is known of the addresses for several connections to be begun at once."""
+        tried = len(self.answered | self._failed)
+        return len(self._addresses) == 1 or tried >= (len(self._addresses) if self._all_addresses else 1)
 
     def order(self) -> list[Address]:
         """Return the addresses in the order in which the next connection is to try them."""

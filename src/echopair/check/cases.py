@@ -165,7 +165,7 @@ async def many(check: Check) -> None:
             await peer.expect(message)
 
 
-@case(usually="the server listens on one of them only; give it both, or the name one")
+@case(usually="the server listens on one of them only, a firewall drops the other, or the name lists an old address")
 async def both_families(check: Check) -> None:
     """Every address of the name is served, IPv4 and IPv6."""
     families = {family for family, _ in check.addresses}

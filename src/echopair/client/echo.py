@@ -35,8 +35,8 @@ class EchoClient:
     Attempts begin one a turn of the loop, with at most `_places` in flight, so that connect times
     are those of the path and not of a burst of our own, and listen queues do not overflow. On a
     long path the places grow as in TCP's slow start (RFC 5681 3.1): by one for each connection made
-    while half of them were taken, until a SYN is lost or an attempt fails. While nothing is known
-    of several addresses there is one, so that no other attempt has to find out which are dead.
+    while half of them were taken, until a SYN is lost or an attempt fails. While addresses are
+    unexplored there is one, so that no other attempt has to find out which are dead.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class EchoClient:
         self._running = 0
         self._dials: dict[Session, Dial] = {}
         self._waiting: OrderedDict[Session, None] = OrderedDict()  # for a place
-        self._places: float = AT_ONCE if len(self._route) == 1 else 1
+        self._places: float = AT_ONCE
         self._reached = False  # a connection was made
         self._beginning = False
         self._idle_watch: IdleWatch | None = None
@@ -119,7 +119,7 @@ class EchoClient:
 
     def _begin_next(self) -> None:
         self._beginning = False
-        if not self._waiting or len(self._dials) >= self._places:
+        if not self._waiting or len(self._dials) >= (self._places if self._route.explored else 1):
             return
         session, _ = self._waiting.popitem(last=False)
         connected, failed = partial(self._connected, session), partial(self._failed, session)
