@@ -34,13 +34,16 @@ from echopair.address import (
     tell_unreachable,
 )
 from echopair.loop import EventLoop
-from helpers import HUNG, LOCALHOST, Clock, descriptors, run_until, settle, tcp_pair
+from helpers import HUNG, LOCALHOST, Clock, descriptors, reset, run_until, settle, tcp_pair
 
 ELSEWHERE = "127.0.0.2"  # another address of the loopback interface
 NOT_OURS = (socket.AF_INET, ("192.0.2.1", 0))  # TEST-NET-1, RFC 5737: no interface has it
 NO_FAMILY = (200, ("::", 0, 0, 0))  # beyond all families that there are
 UNREACHABLE = (socket.AF_INET, ("255.255.255.255", 7))  # TCP cannot broadcast: connect(2) fails at once
 TIMEOUT = 8.0
+FOUR, FOUR_TOO = (socket.AF_INET, ("192.0.2.1", 7)), (socket.AF_INET, ("192.0.2.2", 7))
+SIX, SIX_TOO = (socket.AF_INET6, ("2001:db8::1", 7, 0, 0)), (socket.AF_INET6, ("2001:db8::2", 7, 0, 0))
+ERROR = OSError(errno.ECONNREFUSED, "Connection refused")
 
 
 def has_ipv6() -> bool:
@@ -532,6 +535,15 @@ def already_connected(monkeypatch: pytest.MonkeyPatch, *sockets: socket.socket) 
     monkeypatch.setattr(address, "_has_peer", lambda _sock: False)
 
 
+def full_pair() -> tuple[socket.socket, socket.socket]:
+    """A connected pair of which the first one is not writable, as if it were still connecting."""
+    pair = tcp_pair()
+    with suppress(BlockingIOError):
+        while True:
+            pair[0].send(bytes(1 << 20))
+    return pair
+
+
 def test_dial_needs_an_address(loop: EventLoop) -> None:
     with pytest.raises(ValueError, match="no address to connect to"):
         Dial(loop, [], TIMEOUT, pytest.fail, pytest.fail)
@@ -626,11 +638,7 @@ def test_a_silent_address_gets_company_after_the_delay(
 def test_the_first_that_answers_is_taken_and_the_others_are_closed(
     loop: EventLoop, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (slow, peer), (other, other_peer) = tcp_pair(), tcp_pair()
-    for sock in (slow, other):  # full, and so not writable
-        with suppress(BlockingIOError):
-            while True:
-                sock.send(bytes(1 << 20))
+    (slow, peer), (other, other_peer) = full_pair(), full_pair()
     already_connected(monkeypatch, slow, other)
     call = Call(loop, UNREACHABLE, UNREACHABLE)
     settle(loop)
@@ -650,6 +658,24 @@ def test_the_first_that_answers_is_taken_and_the_others_are_closed(
     assert other.fileno() == -1
     assert call.dial.failures == []  # the other one had less time
     for sock in (slow, peer, other_peer):
+        sock.close()
+
+
+def test_an_attempt_that_had_less_than_the_delay_has_not_failed(
+    loop: EventLoop, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (failing, resetting), (pending, silent), (good, peer) = full_pair(), full_pair(), tcp_pair()
+    already_connected(monkeypatch, failing, pending, good)
+    call = Call(loop, FOUR, SIX, FOUR_TOO)
+    settle(loop)
+    clock.advance(ATTEMPT_DELAY)
+    settle(loop)
+    clock.advance(0.01)
+    reset(resetting)
+    run_until(loop, lambda: call.calls)
+    assert call.address == FOUR_TOO
+    assert [where for where, _ in call.dial.failures] == [FOUR]
+    for sock in (good, peer, silent):
         sock.close()
 
 
@@ -696,11 +722,6 @@ def test_an_address_that_has_answered_is_not_hurried(
     assert route.order() == [answering, deaf]
 
 
-FOUR, FOUR_TOO = (socket.AF_INET, ("192.0.2.1", 7)), (socket.AF_INET, ("192.0.2.2", 7))
-SIX, SIX_TOO = (socket.AF_INET6, ("2001:db8::1", 7, 0, 0)), (socket.AF_INET6, ("2001:db8::2", 7, 0, 0))
-ERROR = OSError(errno.ECONNREFUSED, "Connection refused")
-
-
 @pytest.mark.parametrize(
     ("given", "order"),
     [
@@ -719,7 +740,9 @@ def test_addresses_that_failed_come_last_until_they_answer() -> None:
     route = Route([FOUR, SIX, FOUR_TOO])
     route.learn([(FOUR, ERROR)], SIX)
     assert route.order() == [SIX, FOUR_TOO, FOUR]
-    route.learn([(SIX, ERROR), (FOUR_TOO, ERROR)], FOUR)
+    route.learn([(SIX, ERROR)], FOUR)
+    assert route.order() == [FOUR, FOUR_TOO, SIX]
+    route.learn([(FOUR_TOO, ERROR)], FOUR)
     assert route.order() == [FOUR, SIX, FOUR_TOO]
     assert route.answered == {FOUR}
     route.learn([(each, ERROR) for each in (FOUR, SIX, FOUR_TOO)])

@@ -28,6 +28,7 @@ class Front(EchoServer):
     """A proxy that accepts at once: it closes its first connections, keeps quiet on the next ones, and then serves."""
 
     closed_first = silent_on = 0
+    delay = 0.0
 
     def __init__(self, loop: EventLoop, listeners: list[socket.socket]) -> None:
         super().__init__(loop, listeners)
@@ -38,17 +39,17 @@ class Front(EchoServer):
         if len(self.received) <= self.closed_first:
             connection.abort()
         elif len(self.received) > self.closed_first + self.silent_on:
-            connection.send(data)
+            self.loop.call_later(self.delay, lambda: connection.send(data))
 
 
 @pytest.fixture
 def front(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Front]:
     """Serve in a thread, at what every name resolves to."""
 
-    def start(*hosts: str, before: tuple = (), closed_first: int = 0, silent_on: int = 0) -> Front:
+    def start(*hosts: str, before: tuple = (), closed_first: int = 0, silent_on: int = 0, delay: float = 0.0) -> Front:
         loop = EventLoop()
         front = Front(loop, listen(hosts or [LOCALHOST], 0))
-        front.closed_first, front.silent_on = closed_first, silent_on
+        front.closed_first, front.silent_on, front.delay = closed_first, silent_on, delay
         monkeypatch.setattr(reaching, "resolve", lambda *_arguments: [*before, *front.addresses])
         thread = threading.Thread(target=loop.run)
         thread.start()
@@ -158,11 +159,17 @@ def test_a_connection_alone_ends_no_wait(capsys, front):
     assert document["connections"]["attempted"] == 1
 
 
-def test_a_probe_that_gets_no_answer_is_followed_by_one_with_more_patience(capsys, front):
+def test_a_probe_that_gets_no_answer_is_followed_by_another(capsys, front):
     served = front(silent_on=2)
     status, document = run_json(capsys, "--wait", "20s", "-n", "1", "-s", "10")
     assert (status, document["errors"]) == (OK, [])
     assert [len(data) for _, data in served.received] == [1, 1, 1, 10]
+
+
+def test_a_slow_service_is_waited_for_with_more_patience_each_time(capsys, front):
+    served = front(delay=0.04)
+    assert run_json(capsys, "--wait", "20s", "-n", "1", "-s", "10")[0] == OK
+    assert 2 < len(served.received) < 30  # with patience for 10 ms only it would be hundreds
 
 
 def test_nothing_is_probed_where_nothing_is_awaited(capsys, front):

@@ -101,7 +101,7 @@ class Reach:
     def _await(self, addresses: list[Address]) -> None:
         """Begin once the server answers a probe, or the time to wait for that is over."""
         left = self._until - self._loop.clock()
-        if left <= 0 or self._server:
+        if left <= 0:
             self._begun = True
             self._begin(addresses)
             return

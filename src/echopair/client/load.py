@@ -426,7 +426,7 @@ class Load:
         end = place + 1 + place // START_GROWTH
         for session in self.sessions[place:end]:
             session.go_on()
-        if end < len(self.sessions) and not self._ending:
+        if end < len(self.sessions):
             self._loop.call_soon(partial(self._go_on_from, end))
 
     def _pace(self) -> None:
