@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import select
 import selectors
+import socket
 from collections.abc import Iterator
 
 import pytest
 
+from echopair.address import Address
 from echopair.loop import EventLoop, default_selector
-from helpers import Clock, descriptors
+from helpers import HUNG, LOCALHOST, Clock, descriptors
 
 
 @pytest.fixture
@@ -74,3 +77,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("soak"):
             item.add_marker(pytest.mark.timeout(float(config.getini("timeout")) + config.getoption("--soak")))
+
+
+@pytest.fixture
+def deaf() -> Iterator[Address]:
+    """An address that does not answer: its listen queue of one is full (listen(2), tcp_abort_on_overflow)."""
+    with (
+        socket.create_server((LOCALHOST, 0), backlog=0) as listener,
+        socket.create_connection(listener.getsockname()),
+    ):
+        select.select([listener], [], [], HUNG)
+        yield socket.AF_INET, listener.getsockname()

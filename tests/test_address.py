@@ -504,17 +504,6 @@ def refusing() -> Iterator[Address]:
         yield socket.AF_INET, sock.getsockname()
 
 
-@pytest.fixture
-def deaf() -> Iterator[Address]:
-    """An address that does not answer: its listen queue of one is full (listen(2), tcp_abort_on_overflow)."""
-    with (
-        socket.create_server((LOCALHOST, 0), backlog=0) as listener,
-        socket.create_connection(listener.getsockname()),
-    ):
-        select.select([listener], [], [], HUNG)
-        yield socket.AF_INET, listener.getsockname()
-
-
 @contextmanager
 def no_descriptor_left() -> Iterator[None]:
     """Let this process open nothing more (getrlimit(2), RLIMIT_NOFILE)."""

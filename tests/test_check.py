@@ -405,6 +405,17 @@ def test_a_server_that_dies_between_two_cases_fails_the_one_that_finds_out(loop,
     assert told["later"][0] == SKIPPED
 
 
+def test_a_case_that_is_not_connected_yet_has_the_whole_time_for_that(loop, clock, deaf):
+    told = []
+    case = Case("good", "", "", good)
+    Check(loop, [deaf], [case], told=told.append, done=lambda: None, patience=1.0, connect_timeout=15.0)
+    for _ in range(16):  # longer than a case may take
+        settle(loop)
+        clock.advance(1.0)
+    settle(loop)
+    assert [outcome.seen.partition(": ")[2] for outcome in told] == ["no answer within 15 s"]
+
+
 def test_a_long_path_has_fewer_rounds_and_more_time(loop):
     check = Check(loop, [], [], told=print, done=lambda: None, patience=1.0)
     assert check.rounds(60) == 60

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -71,17 +70,6 @@ def front(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ca
     monkeypatch.setattr(reaching, "RETRY_DELAY", 0.001)
     monkeypatch.setattr(reaching, "PATIENCE", 0.01)
     return start
-
-
-@pytest.fixture
-def deaf() -> Iterator[tuple]:
-    """An address that does not answer: its listen queue of one is full (listen(2))."""
-    with (
-        socket.create_server((LOCALHOST, 0), backlog=0) as listener,
-        socket.create_connection(listener.getsockname()),
-    ):
-        select.select([listener], [], [], HUNG)
-        yield socket.AF_INET, listener.getsockname()
 
 
 def run_json(capsys, *arguments: str) -> tuple[int, dict]:
