@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 
@@ -145,10 +145,27 @@ def test_a_count_is_shared_out_over_the_connections(run):
     assert run.events == ["begun", "over", "interval", "done"]
 
 
-def test_connections_without_a_share_close_at_once(run):
-    figures = run(conns=5, count=2).figures()
-    assert figures["messages"]["echoed"] == 2
-    assert figures["connections"]["established"] == 5
+@pytest.mark.parametrize("rate", [None, 1000.0])
+@pytest.mark.parametrize(
+    "plan",
+    [{}, {"pipeline": 3}, {"reconnect_every": 1}, {"reconnect_every": 2}, {"warmup": 0.01}, {"duration": 0.1}],
+    ids=str,
+)
+def test_a_count_ends_with_any_number_of_connections(run, plan, rate):
+    """Connections without a message, with one, and with fewer than others have."""
+    for conns, count in product((1, 2, 5), (1, 2, 4, 5, 6)):
+        figures = (each := run(conns=conns, count=count, rate=rate, **plan)).figures()
+        assert figures["messages"] == {"sent": count, "echoed": count, "mismatched": 0, "unanswered": 0, "not_sent": 0}
+        assert figures["connections"]["established"] >= conns
+        assert figures["errors"] == []
+        assert each.load.seconds < 1  # no timeout had to end it
+
+
+@pytest.mark.parametrize("rate", [None, 1000.0])
+def test_a_worker_without_a_message_ends(run, rate):
+    figures = run(conns=4, count=1, rate=rate, worker=1, workers=2).figures()
+    assert figures["messages"]["sent"] == figures["messages"]["not_sent"] == 0
+    assert figures["connections"]["established"] == 2
     assert figures["errors"] == []
 
 

@@ -12,9 +12,11 @@ from when it was due (Gil Tene, "How NOT to Measure Latency"; Schroeder et al., 
 from __future__ import annotations
 
 import errno
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import cast
 
 from echopair.address import Address, explain, format_address
@@ -148,7 +150,7 @@ class Load:
         self._schedule: Schedule | None = None
         self._next_due = 0  # message of the schedule
         self._last_due = ENDLESS
-        self._due_until = float("inf")  # by the loop's clock: messages due from then on do not count any more
+        self._due_until = inf  # by the loop's clock: messages due from then on do not count any more
         self._due_before: list[int] = []  # of each session, before measuring
         self._most_connected = 0  # in this interval
         self._ends_at = 0.0  # the planned end, or that by `stop()`, once it was reached
@@ -319,7 +321,9 @@ class Load:
         self.stage = "measuring"
         for session in self.sessions:
             session.since = since
-        self._due_until = float("inf") if self.plan.duration is None else since + self.plan.duration
+            if not self._schedule:  # what is in flight warms up, even if the clock has not moved since
+                session.in_flight = deque((-inf, -inf) for _ in session.in_flight)
+        self._due_until = inf if self.plan.duration is None else since + self.plan.duration
         self._due_before = [session.begun for session in self.sessions]
         self.tally.warmup_sent = sum(self._due_before) - skipped
         if self.plan.count is not None:
@@ -333,6 +337,9 @@ class Load:
         self._at("interval", since + self.plan.interval, self._interval)
         self._watcher.load_begun()
         self._send_on()
+        for session in self.sessions:
+            if session.begun >= session.limit:
+                session.go_on()  # it has no message to send, so nothing else would end it
 
     def _deadline(self) -> None:
         """Begin no more messages, but those that an open loop owes: they have a moment to catch up."""
