@@ -13,7 +13,7 @@ from math import fsum
 import pytest
 
 from echopair.cli import client as command
-from echopair.cli.client_workers import SharedLoad
+from echopair.cli.client_workers import PATIENCE, SharedLoad
 from echopair.cli.command import FAILED, INTERRUPTED, OK, USAGE
 from echopair.client.load import Plan, Watcher
 from echopair.loop import EventLoop
@@ -222,11 +222,53 @@ def test_a_worker_that_raises_is_an_error(monkeypatch, capsys, port):
     assert document["messages"]["echoed"] == 0
 
 
-def test_a_last_interval_too_short_to_be_one_is_a_part_of_the_one_before(capsys, port):
+def test_what_comes_back_soon_after_the_planned_end_is_in_the_last_interval(capsys, port):
     options = ("-n", "220", "-r", "1k", "-i", "0.2s", "--workers", "2")
     _, document = run(capsys, f":{port}", "-c", "2", *options)
     assert sum(interval["messages"] for interval in document["intervals"]) == document["messages"]["echoed"] == 220
     assert min(interval["duration_s"] for interval in document["intervals"]) >= 0.2 / 4
+
+
+class Intervals(Watcher):
+    """Keeps the intervals that it is told of."""
+
+    def __init__(self):
+        self.told = []
+
+    def interval_ended(self, interval):
+        self.told.append(interval)
+
+
+def test_a_process_that_falls_behind_does_not_hold_up_the_intervals_of_the_others(port):
+    with EventLoop() as loop:
+        address = (socket.AF_INET, (LOCALHOST, int(port)))
+        plan = Plan(conns=2, duration=60.0, interval=0.01, workers=2)
+        load = SharedLoad(loop, [address], plan, watcher := Intervals())
+        run_until(loop, lambda: watcher.told)
+        os.kill(load._workers[0].process, signal.SIGSTOP)
+        run_until(loop, lambda: len(load._workers[1].intervals) == PATIENCE)
+        upto = len(watcher.told) + 3 * PATIENCE
+        run_until(loop, lambda: len(watcher.told) > upto)
+        assert len(load._workers[1].intervals) <= PATIENCE
+        os.kill(load._workers[0].process, signal.SIGCONT)
+        load.stop()
+        run_until(loop, lambda: load._finished)
+        load.close()
+        assert sum(interval["messages"] for interval in watcher.told) == load.tally.echoed
+        assert fsum(interval["duration_s"] for interval in watcher.told) == pytest.approx(load.seconds, abs=1e-5)
+
+
+def test_the_death_of_the_last_process_is_in_the_last_interval(port):
+    with EventLoop() as loop:
+        address = (socket.AF_INET, (LOCALHOST, int(port)))
+        plan = Plan(conns=2, duration=60.0, interval=60.0, workers=2)
+        load = SharedLoad(loop, [address], plan, watcher := Intervals())
+        run_until(loop, lambda: load.stage == "measuring" and load.echoed)
+        load.close()
+        (interval,) = watcher.told
+        assert interval["errors"] == load.tally.error_count == 2
+        assert interval["at_s"] == interval["duration_s"] == pytest.approx(load.seconds, abs=1e-5)
+        loop.run_once(0)
 
 
 def test_a_run_shorter_than_an_interval_has_one(capsys, port):

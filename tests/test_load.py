@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise, product
+from math import fsum
 
 import pytest
 
@@ -17,6 +18,7 @@ from echopair.client.measured import Schedule
 from echopair.client.tcpinfo import kernel_figures
 from echopair.connection import Connection
 from echopair.loop import EventLoop
+from echopair.measure.document import MAX_INTERVALS, Document
 from echopair.server import EchoServer
 from helpers import HUNG, LOCALHOST, Clock, run_until, settle, small_pair, tcp_pair, unix_listener
 
@@ -54,6 +56,7 @@ class Run(Watcher):
     ) -> None:
         self.loop, self.clock = loop, clock
         self.events: list[str] = []
+        self.intervals: list[Document] = []
         self.failures: list[str] = []
         (listener,) = listen([LOCALHOST], 0) if tcp else [unix_listener()]
         self.address = (listener.family, listener.getsockname())
@@ -69,6 +72,7 @@ class Run(Watcher):
 
     def interval_ended(self, interval) -> None:
         self.events.append("interval")
+        self.intervals.append(interval)
 
     def load_failed(self, failure) -> None:
         self.failures.append(failure.error)
@@ -106,7 +110,24 @@ class Run(Watcher):
         while not self.done:
             assert time.monotonic() < deadline, "the load never ended"
             self.pass_time(MS, MS / 10)
-        return self.load.tally.figures(self.load.seconds, PERCENTS)
+        figures = self.load.tally.figures(self.load.seconds, PERCENTS)
+        if self.load.began_at is not None:
+            self.assert_agreement(figures)
+        return figures
+
+    def assert_agreement(self, figures) -> None:
+        """The intervals are those told, follow one another up to the end of the run, and add up to its figures."""
+        intervals, seconds = figures["intervals"], self.load.seconds
+        assert intervals == self.intervals or len(self.intervals) > MAX_INTERVALS
+        for before, after in pairwise(intervals):
+            assert after["at_s"] >= before["at_s"]
+            assert after["at_s"] - after["duration_s"] == pytest.approx(before["at_s"], abs=1e-9)
+        assert fsum(each["duration_s"] for each in intervals) == pytest.approx(seconds, abs=2e-6)
+        assert sum(each["messages"] for each in intervals) == figures["messages"]["echoed"]
+        assert sum(each["bytes"] for each in intervals) == figures["bytes"]["received"]
+        assert sum(each["errors"] for each in intervals) == sum(each["count"] for each in figures["errors"])
+        rate = figures["messages"]["echoed"] / seconds if seconds else 0
+        assert figures["throughput"]["messages_per_s"] == pytest.approx(rate, abs=0.001)
 
 
 @pytest.fixture
@@ -476,6 +497,46 @@ def test_a_counted_open_loop_lasts_as_long_as_its_schedule(run):
     assert run.figures()["throughput"]["messages_per_s"] == pytest.approx(10.0)
 
 
+@pytest.mark.parametrize("rate", [None, 100.0])
+@pytest.mark.parametrize("churn", [{}, {"reconnect_every": 1}])
+def test_silence_is_a_part_of_the_run_that_the_rate_is_over(run, rate, churn):
+    run = run(conns=1, count=1000, rate=rate, timeout=3.0, **churn)
+    run.until_begun()
+    run_until(run.loop, lambda: run.pass_time(MS) or run.load.echoed >= 10)
+    run.server.held = True
+    run.pass_time(20, 0.05)
+    figures = run.figures()
+    assert figures["messages"]["echoed"] < 100
+    assert 3.0 < run.load.seconds < 20
+    assert figures["throughput"]["messages_per_s"] < 10
+
+
+def test_a_server_that_has_gone_is_a_part_of_the_run_until_it_is_given_up(run):
+    run = run(conns=1, count=1000, reconnect_every=1, timeout=5.0)
+    run.until_begun()
+    run.server.close()
+    run.pass_time(7, 0.05)
+    run.figures()
+    assert run.load.seconds == pytest.approx(6, abs=1)
+
+
+@pytest.mark.parametrize("answered", [True, False])
+@pytest.mark.parametrize("end", [{"count": 20}, {"duration": 1.0}, {"count": 20, "rate": 20.0}])
+def test_the_closing_handshake_is_no_part_of_the_run(run, end, answered):
+    run = run(conns=2, timeout=5.0, **end)
+    run.server.eof_received = lambda connection: run.loop.call_later(3.0, connection.send_eof) if answered else None
+    run.until_begun()
+    run.pass_time(0.05)
+    run.pass_time(9, 0.05)
+    figures = run.figures()
+    assert run.load.seconds == pytest.approx(1.0 if len(end) > 1 or "duration" in end else 0.05, abs=0.05)
+    assert [(each["phase"], each["error"], each["count"]) for each in figures["errors"]] == (
+        [] if answered else [("close", "timeout", 2)]
+    )
+    for connection in list(run.server.connections):
+        connection.abort()
+
+
 def test_failures_while_warming_up_are_failures(run):
     run = run(conns=1, count=10, warmup=1.0)
     run.server.change = lambda data: b"!" * len(data)
@@ -510,7 +571,7 @@ def test_intervals_go_on_while_the_rest_is_awaited(run):
     run.until_begun()
     run.pass_time(3.3)
     intervals = run.figures()["intervals"]
-    assert [interval["at_s"] for interval in intervals] == pytest.approx([0.5, 1, 1.5, 2.05, 2.5, 3, 3.19], abs=0.01)
+    assert [interval["at_s"] for interval in intervals] == pytest.approx([0.5, 1, 1.5, 2.5, 3, 3.19], abs=0.01)
     assert sum(interval["messages"] for interval in intervals) == 200
 
 
@@ -523,7 +584,7 @@ def test_intervals_go_forward_and_hold_every_error_when_it_was(run):
     figures = run.figures()
     intervals = figures["intervals"]
     ends = [interval["at_s"] for interval in intervals]
-    assert ends == sorted(set(ends))
+    assert ends == sorted(ends)
     assert sum(interval["errors"] for interval in intervals) == sum(error["count"] for error in figures["errors"]) > 0
     assert next(interval["at_s"] for interval in intervals if interval["errors"]) > 2.9
     assert sum(interval["messages"] for interval in intervals) == figures["messages"]["echoed"]

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from documents import closed, empty, histogram, interrupted, interval, mismatch, opened, refused, timed
-from echopair.measure.document import dumped, loaded, summary
+from echopair.measure.document import MAX_INTERVALS, bounded, dumped, loaded, summary
 from echopair.measure.histogram import Histogram
 from echopair.measure.merge import caveats, merge
 
@@ -193,13 +194,10 @@ def test_run_goes_from_the_first_start_to_the_last_end():
     assert (merged["started_at"], merged["duration_s"]) == ("2026-01-31T12:00:03.000Z", 10.5)
 
 
-def test_rate_is_that_of_the_intervals_in_the_time_that_all_runs_share():
-    # 12:00:02 to 12:00:04 is common; there, the first one's rate was 30 and the second one's 7
-    assert rate(run(rates=(10, 10, 30, 30)), run(at=2, rates=(7, 7, 500, 500))) == 37
-
-
-def test_rate_without_an_interval_in_the_common_time_is_by_the_longest_run():
-    assert rate(run(rates=(10, 10, 30, 30)), run(at=2, duration_s=8, messages=80)) == 20
+def test_rate_is_over_the_whole_time_and_not_that_before_a_run_died():
+    assert rate(run(rates=(10, 10, 10, 10)), run(rates=(10, 10, 10, 10))) == 20
+    assert rate(run(rates=(10, 10, 10, 10)), run(duration_s=1, rates=(10,))) == 12.5
+    assert rate(run(rates=(10, 10, 30, 30)), run(at=2, rates=(7, 7, 500, 500))) == pytest.approx(1094 / 6, abs=0.001)
 
 
 def test_rate_of_runs_one_after_another_is_by_the_time_in_which_any_ran():
@@ -251,6 +249,36 @@ def test_long_intervals_set_the_pace_and_the_last_one_may_be_short():
         (20, 10, 100),
         (25, 5, 50),
     ]
+
+
+def test_long_intervals_set_the_pace_only_where_they_are():
+    old, other = run(duration_s=12), run(duration_s=12, rates=(1,) * 12)
+    old["intervals"] = [interval(8, 80, 8), interval(10, 20, 2), interval(11, 10), interval(12, 10)]
+    other["started_at"] = "2026-01-31T12:00:00.300Z"
+    intervals = merge([old, other])["intervals"]
+    assert [(each["at_s"], each["duration_s"], each["messages"]) for each in intervals] == [
+        (8, 8, 88),
+        (10, 2, 22),
+        (11, 1, 11),
+        (12.3, 1.3, 11),
+    ]
+
+
+def test_intervals_of_long_runs_are_bounded_and_add_up():
+    """A fleet's intervals are joined already, each at its own time, and their sum is."""
+    fleet = [run(duration_s=seconds, rates=(number,) * seconds) for number, seconds in enumerate((5000, 4500, 700), 1)]
+    for each in fleet:
+        each["intervals"] = bounded(each["intervals"])
+    fleet[1]["started_at"] = "2026-01-31T12:00:00.400Z"
+    fleet[2]["started_at"] = "2026-01-31T13:59:59.000Z"
+    merged = merge(fleet)
+    intervals = merged["intervals"]
+    assert len(intervals) <= MAX_INTERVALS
+    assert sum(each["messages"] for each in intervals) == merged["messages"]["echoed"] == 5000 + 9000 + 2100
+    assert intervals[-1]["at_s"] == merged["duration_s"] == 7199 + 700
+    ends = [(each["at_s"] - each["duration_s"], each["at_s"]) for each in intervals]
+    assert all(before[1] <= after[0] + 1e-6 for before, after in pairwise(ends))
+    assert all(each["messages"] / each["duration_s"] == pytest.approx(3, rel=0.05) for each in intervals[20:100])
 
 
 def test_interval_without_a_response_has_no_largest():

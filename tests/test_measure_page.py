@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 import re
@@ -17,9 +16,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from echopair.measure import page as module
+from echopair.measure.document import bounded
 from echopair.measure.histogram import Histogram
-from echopair.measure.page import HARD, NONE, count_axis, latency_axis, page, path, round_step, thinned, time_axis
+from echopair.measure.page import HARD, NONE, count_axis, latency_axis, page, path, round_step, time_axis
 from echopair.measure.verdict import verdict
 from helpers import HUNG
 
@@ -180,7 +179,7 @@ RUNS = {
     "closed": document,
     "open": opened,
     "refused": refused,
-    "thousands of intervals": lambda: document(intervals=[interval(number) for number in range(7301)]),
+    "two hours": lambda: document(intervals=bounded([interval(number) for number in range(7200)])),
     "one message": lambda: document(recorded([1_000_000]), intervals=[interval(0, messages=1)]),
     "extreme": lambda: document(SLOW, exit_status=130, messages={"unanswered": 50}),
     "only errors over time": lambda: {
@@ -370,26 +369,16 @@ def test_the_verdict_comes_first(result: dict[str, Any]) -> None:
     assert f"<p>{story[:1].upper()}{story[1:]}.</p>" in text.replace("&gt;", ">")
 
 
-def test_steps_are_thinned_to_the_worst_of_their_neighbours() -> None:
-    intervals = [interval(number) for number in range(7)]
-    intervals[1]["response_us"]["max"] = 5_000_000.0
-    intervals[2] |= {"response_us": SILENT, "connections": 3, "errors": 2}
-    intervals[6]["response_us"] = SILENT
-    before = copy.deepcopy(intervals)
-    first, second, last = thinned(intervals, 3)
-    assert (first["start"], first["end"], first["duration_s"], first["messages"]) == (0, 3, 3, 3000)
-    assert (first["50"], first["max"], first["connections"], first["errors"]) == (9e-4, 5.0, 3, 2)
-    assert second["max"] == 4e-3
-    assert (last["max"], last["start"], last["end"]) == (None, 6, 7)
-    assert intervals == before
-    assert len(thinned([interval(number) for number in range(7301)])) <= module.STEPS
-    assert thinned([]) == []
+def test_a_chart_of_joined_intervals_says_so() -> None:
+    assert "each interval of 1 to 64 s; long ones show the worst of" in words(rendered("two hours"))
+    assert "each interval of 1 s; a gap" in words(rendered("closed"))
 
 
-def test_a_thinned_chart_says_so() -> None:
-    assert "The fewest open in each" in words(rendered("thousands of intervals"))
-    assert "each interval of 25 s, the worst of what was measured in it" in words(rendered("thousands of intervals"))
-    assert "the worst of" not in words(rendered("closed"))
+def test_a_sliver_at_the_end_does_not_set_the_scale() -> None:
+    sliver = interval(4, at_s=4.001, duration_s=0.001, messages=1000)
+    text = words(page(document(intervals=[*map(interval, range(4)), sliver])))
+    assert "2,000/s" in text
+    assert "1 M/s" not in text
 
 
 def test_a_gap_breaks_the_line() -> None:

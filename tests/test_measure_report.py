@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 
 import pytest
 from hypothesis import given, settings
@@ -212,19 +213,37 @@ def test_long_fact_goes_on_in_the_next_line():
     assert f"  server        {', '.join(['127.0.0.1:12345'] * 3)},\n{' ' * 16}127.0.0.1:12345, " in report(document)
 
 
+def seconds(*messages, lengths=()):
+    """Return intervals of one second each, or of these lengths."""
+    lengths = lengths or [1.0] * len(messages)
+    ends = accumulate(lengths)
+    return [interval(*each) for each in zip(ends, messages, lengths, strict=True)]
+
+
+def test_a_sliver_at_the_end_is_not_taken_for_a_rate():
+    intervals = [*seconds(10, 12, 11), interval(3.001, 5, 0.001)]
+    assert facts(with_(closed(), intervals=intervals))["over time"].endswith("  10 to 16 messages/s")
+    assert "over time" not in facts(with_(closed(), intervals=intervals[1:]))
+
+
 def test_sparkline_goes_from_0_to_the_largest():
-    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 20) == "▁▂▃▄▅▆▇█"
-    assert sparkline([0, 0, 0], 20) == "▁▁▁"
+    assert sparkline(seconds(0, 1, 2, 3, 4, 5, 6, 7), 20) == "▁▂▃▄▅▆▇█"
+    assert sparkline(seconds(0, 0, 0), 20) == "▁▁▁"
 
 
 @settings(deadline=None)  # how long it takes is not the question
-@given(st.lists(st.floats(0, 1e9), min_size=1, max_size=200), st.integers(1, 40))
-def test_sparkline_fits_however_many_values_there_are(values, width):
-    assert len(sparkline(values, width)) == min(width, len(values))
+@given(st.lists(st.tuples(st.integers(0, 10**9), st.floats(1e-3, 1e4)), min_size=1, max_size=200), st.integers(1, 40))
+def test_sparkline_fits_however_many_intervals_there_are(values, width):
+    messages, lengths = zip(*values, strict=True)
+    assert len(sparkline(seconds(*messages, lengths=lengths), width)) == min(width, len(values))
 
 
 def test_sparkline_takes_means():
-    assert sparkline([0, 0, 1, 1, 0, 2], 3) == "▁██"
+    assert sparkline(seconds(0, 0, 1, 1, 0, 2), 3) == "▁██"
+
+
+def test_sparkline_shows_time_and_not_intervals():
+    assert sparkline(seconds(100, 0, 0, 0, lengths=[5.0, 5 / 3, 5 / 3, 5 / 3]), 4) == "██▁▁"
 
 
 # Latencies

@@ -31,9 +31,11 @@ from echopair.measure.tally import Tally
 AHEAD = 0.02  # seconds; from the word to begin to the beginning, for it has to reach every process
 GRACE = 2.0  # seconds that a worker may take beyond what it was to take
 TOLD = 0.25  # seconds from one word on how far a process is to the next
+PATIENCE = 10  # intervals; a process that is so far behind the others holds up no more of them
 LENGTH = 8  # bytes before each message between processes: how long it is
 
 Pair = tuple[socket.socket, socket.socket]  # the parent's end, and the child's
+Interval = tuple[float, Document, Histogram]  # when it ended, its figures, its response times
 
 log = logging.getLogger(__name__)
 
@@ -99,10 +101,6 @@ class Reporter(Messages, Watcher):
         """Tell the figures, and the histogram that some of them are from."""
         tell(self._parent, "interval", interval, self._load.tally.last)
 
-    def interval_joined(self, interval: Document) -> None:
-        """Tell them all the same: to the parent it is a part of the interval in which others go on."""
-        self.interval_ended(interval)
-
     def load_failed(self, failure: Failure) -> None:
         """Tell of it."""
         tell(self._parent, "failed", failure)
@@ -142,13 +140,14 @@ class Worker(Messages):
     gone: bool = False
     connected: int = 0
     echoed: int = 0
+    began_at: float = 0.0
     ends_at: float = 0.0
     tally: Tally | None = None
     generator: Document | None = None
     times: Histogram = field(default_factory=Histogram)  # of its intervals, as are the bytes; all we know if it dies
     bytes_received: int = 0
     failures: list[Failure] = field(default_factory=list)
-    intervals: deque[tuple[Document, Histogram]] = field(default_factory=deque)  # that others have yet to tell of
+    intervals: deque[Interval] = field(default_factory=deque)  # that others have yet to tell of
 
     def on_ready(self, established: bool) -> None:
         """Wait for the others."""
@@ -157,6 +156,7 @@ class Worker(Messages):
 
     def on_begun(self, at: float) -> None:
         """Know when."""
+        self.began_at = self.ends_at = at
         self.owner.begun(at)
 
     def on_progress(self, connected: int, echoed: int) -> None:
@@ -165,8 +165,8 @@ class Worker(Messages):
 
     def on_interval(self, interval: Document, times: Histogram) -> None:
         """Keep the figures until every process has told its own."""
-        self.intervals.append((interval, times))
-        self.ends_at = (self.owner.began_at or 0.0) + interval["at_s"]
+        self.ends_at = self.began_at + interval["at_s"]
+        self.intervals.append((self.ends_at, interval, times))
         self.times.merge(times)
         self.bytes_received += interval["bytes"]
         self.owner.add_intervals()
@@ -199,6 +199,7 @@ class Worker(Messages):
         status = os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
         if self.tally:
             return
+        self.ends_at = self.connection.loop.clock()
         story = f"worker {self.number} {ending(status)}: of what it did, only whole intervals are in this report"
         self.owner.failed(Failure("worker", "died", story))
         mismatched = sum(failure.error == "mismatch" for failure in self.failures)
@@ -311,17 +312,28 @@ class SharedLoad:
         self.stage = "finishing"
 
     def add_intervals(self) -> None:
-        """End an interval that every process has told of, as far as it is still there to tell."""
-        while any(worker.intervals for worker in self._workers):
-            if not all(worker.intervals or worker.done or worker.gone for worker in self._workers):
+        """End an interval that every process has told of, as far as it is still there to tell.
+
+        It ends when the last of theirs does, and takes in all of theirs that ended by then.
+        """
+        while waiting := [worker.intervals for worker in self._workers if worker.intervals]:
+            told = all(worker.intervals or worker.done or worker.gone for worker in self._workers)
+            if not told and max(map(len, waiting)) <= PATIENCE:
                 return
-            told = [worker.intervals.popleft() for worker in self._workers if worker.intervals]
-            for _, times in told:
-                self.tally.recent.merge(times)
-            self._bytes_received += sum(interval["bytes"] for interval, _ in told)
-            at = max(interval["at_s"] for interval, _ in told)
-            connections = sum(interval["connections"] for interval, _ in told)
-            self._watcher.interval_ended(self.tally.end_interval(at, self._bytes_received, connections))
+            at, connections = max(intervals[0][0] for intervals in waiting), 0
+            for intervals in waiting:
+                while intervals and intervals[0][0] <= at:
+                    _, interval, times = intervals.popleft()
+                    self.tally.recent.merge(times)
+                    self._bytes_received += interval["bytes"]
+                connections += interval["connections"]
+            self._end_interval(at, connections)
+
+    def _end_interval(self, at: float, connections: int) -> None:
+        assert self.began_at is not None  # noqa: S101 - intervals are of what is measured
+        at = max(at - self.began_at, self.tally.interval_from)  # what comes too late is counted where we are
+        ended = self.tally.end_interval(at, self._bytes_received, connections)
+        self._watcher.interval_ended(ended)
 
     def _kill_after(self, seconds: float) -> None:
         """End workers that have not ended in so long a time: they were stopped, or hang."""
@@ -336,6 +348,8 @@ class SharedLoad:
     def _finish(self) -> None:
         for timer in self._deadlines:
             timer.cancel()
+        if self.tally.errors_in_interval and self.began_at is not None:
+            self._end_interval(self.began_at + self.seconds, 0)  # of a process that died last
         live, self.tally = self.tally, Tally(open_loop=self.plan.rate is not None)
         for worker in self._workers:
             assert worker.tally is not None  # noqa: S101 - it has told one, or got one when it died
@@ -343,8 +357,6 @@ class SharedLoad:
         died = live.errors.get(("worker", "died"))
         if died:
             self.tally.errors["worker", "died"] = died
-        if live.intervals and live.intervals[-1]["duration_s"] < self.plan.interval / 4:
-            live.join_last_intervals()
         self.tally.intervals = live.intervals
         self._watcher.load_over()
         self._watcher.load_done()

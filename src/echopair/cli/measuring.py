@@ -140,14 +140,14 @@ class Run(Watcher):
 
     def document(self) -> Document:
         """Return the result document, but for the thresholds and what they make of the exit status."""
-        seconds = self._load.seconds if self._load else 0.0
+        seconds = round(self._load.seconds, 6) if self._load else 0.0
         return {
             "schema_version": 1,
             "program": "echo-client",
             "version": __version__,
             "target": target(self._args),
             "started_at": timestamp(self._began),
-            "duration_s": round(seconds, 6),
+            "duration_s": seconds,
             "exit_status": self.reach.status or (FAILED if self.tally.went_wrong else OK),
             "load": self._asked(),
             "generator": self._generator(),

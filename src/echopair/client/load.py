@@ -89,9 +89,6 @@ class Watcher:
     def interval_ended(self, interval: Document) -> None:
         """Know the figures of an interval, an entry of a result document's `intervals`."""
 
-    def interval_joined(self, interval: Document) -> None:
-        """Know the figures of a last interval that is too short to be one, and now a part of the one before."""
-
     def load_failed(self, failure: Failure) -> None:
         """Know of one failure."""
 
@@ -182,14 +179,17 @@ class Load:
 
     @property
     def seconds(self) -> float:
-        """How long was measured: to the last echo, or to the planned end or `stop()` where that is later."""
+        """How long was measured: until every message had come back or was given up, and not less than planned.
+
+        `stop()` gives up everything. Closing the connections takes no part in it.
+        """
         if self.began_at is None:
             return 0.0
-        last = max(session.last_echo for session in self.sessions)
+        settled_at = max(session.settled_at for session in self.sessions)
         ends_at = self._ends_at
         if self.plan.rate and self.plan.count and self._next_due >= self._last_due:
             ends_at = max(ends_at, min(self.began_at + self.plan.count / self.plan.rate, self._due_until))
-        return max(last, ends_at, self.began_at) - self.began_at
+        return max(settled_at, ends_at, self.began_at) - self.began_at
 
     def stop(self) -> None:
         """End now; what is under way stays unanswered."""
@@ -232,6 +232,8 @@ class Load:
             self._count(failure)
             if failure.phase == "connect":
                 self._count_attempts(session)
+        if session.in_flight or session.begun < session.limit:
+            session.settled_at = self._loop.clock()
         delay = 0.0
         made = failure is None or failure.phase != "connect"
         if made and (session.messages_echoed or not session.in_flight):
@@ -334,7 +336,7 @@ class Load:
                 session.limit = before + whole + ((place - self._next_due) % conns < rest)
         if self.plan.duration is not None:
             self._at("deadline", self._due_until, self._deadline)
-        self._at("interval", since + self.plan.interval, self._interval)
+        self._set_interval(0.0)
         self._watcher.load_begun()
         self._send_on()
         for session in self.sessions:
@@ -356,15 +358,19 @@ class Load:
 
     def _give_up(self) -> None:
         """Leave what was due and could not be sent."""
-        for session, before in zip(self.sessions, self._due_before, strict=True):
-            self.tally.not_sent += max(session.limit - max(session.begun, before), 0)
-            session.limit = session.begun
+        for session in self.sessions:
+            if session.begun < session.limit:
+                self.tally.not_sent += session.limit - session.begun
+                session.limit = session.begun
+                session.settled_at = self._loop.clock()
         self._go_on()
 
     def _cut(self) -> None:
         """End what has not come back in the time that it was given; a trickle is no end."""
         for session in self.sessions:
-            if session.live:
+            if session.live and not session.in_flight:
+                session.not_closed(self.plan.timeout)
+            elif session.live:
                 session.fail("echo", "timeout", f"not all was back {self.plan.timeout:g} s after the end")
 
     def _end(self) -> None:
@@ -404,7 +410,7 @@ class Load:
                 self.tally.not_sent += self._not_sent(session, before)
             self.tally.sent = self.sent
             self.tally.bytes_sent, self.tally.bytes_received = self._bytes()
-            self._end_last_interval()
+            self._end_interval(self.seconds)
         self._watcher.load_done()
 
     def _not_sent(self, session: MeasuredSession, before: int) -> int:
@@ -474,32 +480,29 @@ class Load:
         turns, place = divmod(ours, len(self.sessions))
         return self._schedule.due(turns * self.plan.conns + self.plan.worker + place * self.plan.workers)
 
-    def _interval(self) -> None:
-        assert self.began_at is not None  # noqa: S101 - its timer was set
-        at, width = self._loop.clock() - self.began_at, self.plan.interval
-        self._watcher.interval_ended(self._end_interval(at))
-        at = (at // width + 1) * width
-        if self.plan.duration is not None and abs(at - self.plan.duration) < width / 4:
-            at = self.plan.duration + width / 10  # so that the last one takes in what comes back soon after the end
+    def _set_interval(self, at: float) -> None:
+        """End the next interval at the next multiple of its length after `at` seconds."""
+        assert self.began_at is not None  # noqa: S101 - intervals are of what is measured
+        plan, width = self.plan, self.plan.interval
+        at = (int(at / width + 0.01) + 1) * width  # a timer may be a hair early
+        planned = min(plan.duration or inf, plan.count / plan.rate if plan.count and plan.rate else inf)
+        if abs(at - planned) < width / 4:
+            at += width  # what comes back soon after the planned end is in the same interval
         self._at("interval", self.began_at + at, self._interval)
 
-    def _end_last_interval(self) -> None:
-        """End what remains, which may be little: then it is a part of the interval before."""
-        assert self.began_at is not None  # noqa: S101 - there are intervals
-        at, last = self.seconds, self.tally.interval_from
-        if self.tally.errors_in_interval:
-            at = max(at, self._loop.clock() - self.began_at)
-        interval = self._end_interval(max(at, last))
-        if last and interval["duration_s"] < self.plan.interval / 4:
-            self.tally.join_last_intervals()
-            self._watcher.interval_joined(interval)
-        else:
-            self._watcher.interval_ended(interval)
+    def _interval(self) -> None:
+        """End an interval, unless the run is over and only connections are still closing."""
+        assert self.began_at is not None  # noqa: S101 - its timer was set
+        at = self._loop.clock() - self.began_at
+        live = [session for session in self.sessions if session.live]
+        if len(live) < self._left or any(each.in_flight or each.begun < each.limit for each in live):
+            self._end_interval(at)
+        self._set_interval(at)
 
-    def _end_interval(self, at: float) -> Document:
+    def _end_interval(self, at: float) -> None:
         connections = self._most_connected if self._finished else self.connected
         self._most_connected = self.connected
-        return self.tally.end_interval(at, self._bytes()[1], connections)
+        self._watcher.interval_ended(self.tally.end_interval(at, self._bytes()[1], connections))
 
     def _bytes(self) -> tuple[int, int]:
         """Return how many bytes were sent and received, but for those of messages that only warmed up."""

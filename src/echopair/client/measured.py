@@ -63,7 +63,7 @@ class MeasuredSession(Session):
     limit: int = ENDLESS
     live: bool = False  # connected
     in_flight: deque[tuple[float, float]] = field(default_factory=deque)  # when due, when handed to the kernel
-    last_echo: float = 0.0
+    settled_at: float = 0.0  # when a message last came back or, as the owner knows, was given up
     _first: int = 0  # message of this connection
     _plain_until: int = 0  # so many messages of it may each be sent as soon as the one before has come back
 
@@ -147,9 +147,10 @@ class MeasuredSession(Session):
 
     def _time_echo(self) -> float:
         """Count the message that has come back whole, and how long that took, unless it was to warm up; return when."""
-        self.last_echo = now = self.clock()
+        now = self.clock()
         due, handed_over = self.in_flight.popleft()
         if due >= self.since:
+            self.settled_at = now
             self.tally.recent.record(int((now - due) * NS))
             if self.schedule:
                 self.tally.service.record(int((now - handed_over) * NS))

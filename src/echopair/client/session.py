@@ -122,9 +122,13 @@ class Session(Handler):
         if self.connection.outbound:
             self.fail("echo", "timeout", f"the server took nothing for {timeout:g} s, while waiting for {self.place()}")
         elif self.connection.eof_sent and not self.outstanding:
-            self.fail("close", "timeout", f"all came back, but our EOF was not answered for {timeout:g} s")
+            self.not_closed(timeout)
         else:
             self.fail("echo", "timeout", f"nothing moved for {timeout:g} s, waiting for {self.place()}")
+
+    def not_closed(self, timeout: float) -> None:
+        """Fail: nothing is missing but the server's EOF."""
+        self.fail("close", "timeout", f"all came back, but our EOF was not answered for {timeout:g} s")
 
     def place(self) -> str:
         """Return where in the conversation the next byte to come back stands."""

@@ -1,8 +1,12 @@
-"""The result of a run as one document of plain JSON values (schema.json), and how a histogram stands in it. Pure."""
+"""The result of a run as one document of plain JSON values (schema.json), and the parts that it is made of. Pure.
+
+A part is a histogram, its summary, or an interval. However long a run is, its document has at most MAX_INTERVALS
+intervals: neighbours are joined.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from echopair.measure.histogram import MAX_VALUE, SIGNIFICANT_BITS, Histogram
@@ -10,6 +14,8 @@ from echopair.measure.histogram import MAX_VALUE, SIGNIFICANT_BITS, Histogram
 Document = dict[str, Any]
 
 NS_PER_US = 1000
+MAX_INTERVALS = 600
+SLIVER = 0.25  # of the interval before; less is too short for a rate that can be drawn
 
 
 def loaded(entry: Document | None) -> Histogram:
@@ -46,3 +52,53 @@ def summary(histogram: Histogram, percents: Iterable[str]) -> Document:
             percent: (histogram.percentile(float(percent)) or 0) / NS_PER_US if some else None for percent in percents
         },
     }
+
+
+def throughput(messages: int, data: int, seconds: float) -> Document:
+    """Return a document's `throughput`: what came back, divided by the time of the whole run."""
+    return {
+        "messages_per_s": round(messages / seconds, 3) if seconds else 0.0,
+        "bytes_per_s": round(data / seconds, 3) if seconds else 0.0,
+    }
+
+
+def joined(first: Document, last: Document) -> Document:
+    """Return one interval for two neighbours: sums, and the worse of both latencies."""
+    latencies = {}
+    for key in first["response_us"]:
+        both = (each["response_us"][key] for each in (first, last))
+        latencies[key] = max((latency for latency in both if latency is not None), default=None)
+    sums = {key: first[key] + last[key] for key in ("messages", "bytes", "errors")}
+    length = round(first["duration_s"] + last["duration_s"], 6)
+    return {**last, **sums, "duration_s": length, "response_us": latencies}
+
+
+def bounded(intervals: Sequence[Document], most: int = MAX_INTERVALS) -> list[Document]:
+    """Return `intervals`, neighbours of about the same length joined until there are at most `most`.
+
+    The pairs that are shortest for their age come first, an eighth of all at a time. So the newest intervals stay as
+    they are, and the length of older ones, doubled again and again, is about the same part of their age.
+    """
+    intervals = list(intervals)
+    even = 1.5  # how many times as long as the other a neighbour may be
+    while len(intervals) > most:
+        pairs, place, end = [], 0, intervals[-1]["at_s"]
+        while place < len(intervals) - 1:
+            first, second = (each["duration_s"] + 1e-6 for each in intervals[place : place + 2])
+            if max(first, second) <= even * min(first, second):
+                age = end - intervals[place]["at_s"] + first
+                pairs.append(((first + second) / age, place))
+                place += 1
+            place += 1
+        even *= 1 if pairs else 2
+        for place in sorted((place for _, place in sorted(pairs)[: most // 8 + 1]), reverse=True):
+            intervals[place : place + 2] = [joined(*intervals[place : place + 2])]
+    return intervals
+
+
+def drawable(intervals: Sequence[Document]) -> list[Document]:
+    """Return `intervals` for a chart: a last one too short for a rate of its own is joined to the one before."""
+    *others, last = intervals or [{}]
+    if others and last["duration_s"] < SLIVER * others[-1]["duration_s"]:
+        return [*others[:-1], joined(others[-1], last)]
+    return list(intervals)

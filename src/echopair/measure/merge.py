@@ -1,9 +1,9 @@
 """Several result documents added up to one, as if a single client had made all the runs.
 
 Counts and histograms are added, and percentiles are taken from the added histograms, never averaged. What cannot be
-added honestly is null: the load's settings where the runs differ, and the percentiles of an interval. The rate of runs
-that were not quite simultaneous is a matter of choice; see `_throughput`. Whatever is no result document, by the schema
-beside this file, is refused by name.
+added honestly is null: the load's settings where the runs differ, and the percentiles of an interval. As with one run,
+a rate is over the whole time: all that came back, divided by the seconds in which at least one run went on. What is not
+a result document, by the schema beside this file, is refused by name.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from echopair.measure.document import Document, dumped, loaded, summary
+from echopair.measure.document import Document, bounded, dumped, loaded, summary, throughput
 from echopair.measure.histogram import SIGNIFICANT_BITS, Histogram
 from echopair.text import count
 
@@ -27,7 +28,6 @@ STATUSES = (0, 129, 143, 130, 99, 2, 1)  # from good to bad: a failed echo is wo
 HISTOGRAMS = ("response", "service", "connect", "schedule_lag")
 LOOPS = {"closed": "a closed", "open": "an open"}
 MOSTLY = 0.5  # of the shortest run's time
-SLACK = 0.001  # seconds; started_at has milliseconds
 TYPES: dict[str, set[type]] = {
     "object": {dict},
     "array": {list},
@@ -60,6 +60,7 @@ def merge(documents: Sequence[Any], names: Sequence[str] = ()) -> Document:
     histograms = {name: _added(each[name] for each in _each(documents, "histograms")) for name in HISTOGRAMS}
     listed = {percent: None for each in _each(documents, "latency_us") for percent in each["response"]["percentiles"]}
     percents = sorted(listed, key=float)
+    messages, data = (_summed(_each(documents, name)) for name in ("messages", "bytes"))
     return {
         "schema_version": 1,
         "program": _joined(_each(documents, "program")),
@@ -72,12 +73,12 @@ def merge(documents: Sequence[Any], names: Sequence[str] = ()) -> Document:
         "generator": busiest(_each(documents, "generator")),
         "connections": _summed(_each(documents, "connections")),
         "addresses": _addresses(documents),
-        "messages": _summed(_each(documents, "messages")),
-        "bytes": _summed(_each(documents, "bytes")),
-        "throughput": _throughput(runs),
+        "messages": messages,
+        "bytes": data,
+        "throughput": throughput(messages["echoed"], data["received"], _covered(runs)),
         "latency_us": {name: added and summary(added, percents) for name, added in histograms.items()},
         "histograms": {name: added and dumped(added) for name, added in histograms.items()},
-        "intervals": documents[0]["intervals"] if len(documents) == 1 else _intervals(runs),
+        "intervals": bounded(documents[0]["intervals"] if len(documents) == 1 else _intervals(runs)),
         "tcp": _tcp(documents),
         "errors": _errors(documents),
         "thresholds": [],
@@ -105,39 +106,7 @@ def _added(entries: Iterable[Document | None]) -> Histogram | None:
     return there[0] if there else None
 
 
-# Rates and intervals
-
-
-def _throughput(runs: Runs) -> Document:
-    """Return the rates at which messages and bytes came back; of one run, its own.
-
-    Of several, it is the rate while all of them ran: each run's intervals that lie within the time that all runs
-    share give its rate then, and these add up. If a run has no such interval, all that came back is divided by the
-    duration of the longest run; and if they hardly overlap, by the time in which any ran.
-    """
-    if len(runs) == 1:
-        return dict(runs[0][1]["throughput"])
-    begin, end = max(start for start, _ in runs), min(start + document["duration_s"] for start, document in runs)
-    inside = [
-        [
-            interval
-            for interval in document["intervals"]
-            if begin - SLACK <= start + interval["at_s"] - interval["duration_s"]
-            and start + interval["at_s"] <= end + SLACK
-        ]
-        for start, document in runs
-    ]
-    lengths = [math.fsum(_each(intervals, "duration_s")) for intervals in inside]
-    if all(lengths) and _overlap(runs):
-        pairs = list(zip(inside, lengths, strict=True))
-        messages = math.fsum(sum(_each(intervals, "messages")) / length for intervals, length in pairs)
-        data = math.fsum(sum(_each(intervals, "bytes")) / length for intervals, length in pairs)
-    else:
-        documents = [document for _, document in runs]
-        time = max(_each(documents, "duration_s")) if _overlap(runs) else _covered(runs)
-        messages = sum(_each(_each(documents, "messages"), "echoed")) / time if time else 0.0
-        data = sum(_each(_each(documents, "bytes"), "received")) / time if time else 0.0
-    return {"messages_per_s": round(messages, 3), "bytes_per_s": round(data, 3)}
+# Time and intervals
 
 
 def _overlap(runs: Runs) -> bool:
@@ -158,31 +127,40 @@ def _covered(runs: Runs) -> float:
 
 
 def _intervals(runs: Runs) -> list[Document]:
-    """Return the sums of the runs' intervals, by seconds since the first start, or by more if intervals are longer.
+    """Return the sums of the runs' intervals, by seconds since the first start, or by more where intervals are longer.
 
     An interval counts where its middle lies. `connections` adds up each run's last figure there; percentiles are null.
     """
-    width = max([1, *(round(interval["duration_s"]) for _, document in runs for interval in document["intervals"])])
-    places: dict[int, list[tuple[int, float, Document]]] = {}
-    for number, (start, document) in enumerate(runs):
-        for interval in document["intervals"]:
-            end = start + interval["at_s"]
-            place = max(math.floor((end - interval["duration_s"] / 2) / width), 0)
-            places.setdefault(place, []).append((number, end, interval))
-    merged = []
-    for place, found in sorted(places.items()):
-        intervals = [interval for _, _, interval in found]
-        at = min((place + 1) * width, max(end for _, end, _ in found))
-        largest = [top for top in _each(_each(intervals, "response_us"), "max") if top is not None]
-        merged.append(
-            {
-                "at_s": round(at, 3),
-                "duration_s": round(max(at - place * width, 0.0), 3),
-                **{key: sum(_each(intervals, key)) for key in ("messages", "bytes", "errors")},
-                "connections": sum({number: interval["connections"] for number, _, interval in found}.values()),
-                "response_us": {"50": None, "99": None, "max": max(largest, default=None)},
-            }
-        )
+    lanes = [
+        deque((start + each["at_s"] - each["duration_s"], start + each["at_s"], each) for each in document["intervals"])
+        for start, document in runs
+    ]
+    merged, begin = [], 0
+    while any(lanes):
+        begin = max(begin, math.floor(min(lane[0][0] for lane in lanes if lane)))
+        here = [lane[0][2]["duration_s"] for lane in lanes if lane and lane[0][0] <= begin + 0.5]
+        end = begin + max([1, *map(round, here)])
+        found, last, connections = [], 0.0, 0
+        for lane in lanes:
+            inside = 0
+            while lane and (lane[0][0] + lane[0][1]) / 2 < end:
+                _, ended, interval = lane.popleft()
+                found.append(interval)
+                last, inside = max(last, ended), interval["connections"]
+            connections += inside
+        if found:
+            at = min(end, last) if any(lanes) else last
+            largest = [top for top in _each(_each(found, "response_us"), "max") if top is not None]
+            merged.append(
+                {
+                    "at_s": round(at, 6),
+                    "duration_s": round(max(at - begin, 0.0), 6),
+                    **{key: sum(_each(found, key)) for key in ("messages", "bytes", "errors")},
+                    "connections": connections,
+                    "response_us": {"50": None, "99": None, "max": max(largest, default=None)},
+                }
+            )
+        begin = end
     return merged
 
 

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from operator import itemgetter
 from typing import Any
 
-from echopair.measure.document import loaded
+from echopair.measure.document import drawable, loaded
 from echopair.measure.verdict import address_story, not_timed, verdict
 from echopair.text import duration, figure, size, typed
 
 NONE = "\N{EN DASH}"  # a figure that does not apply
 HARD = "\N{NO-BREAK SPACE}"  # between a figure and its unit
-STEPS = 300  # at most, in a chart over time; more are wider than the screen has pixels for
 FEW = 4  # ticks, for which there is room on a phone
 SAMPLES = 160  # of a distribution
 LOG_FROM = 20  # times the least latency: from there on a linear axis would flatten most of the line
@@ -224,55 +224,39 @@ def distribution(document: dict[str, Any]) -> str:
     return chart("Latency by percentile", note, x, y, lines)
 
 
-def thinned(intervals: Sequence[dict[str, Any]], most: int = STEPS) -> list[dict[str, Any]]:
-    """Return at most `most` steps, joining neighbours: the worst latency, the fewest connections, sums."""
-    each = math.ceil(len(intervals) / most) or 1
-    steps = []
-    for group in (intervals[i : i + each] for i in range(0, len(intervals), each)):
-        values = {
-            key: [run["response_us"][key] / 1e6 for run in group if run["response_us"][key] is not None]
-            for key in ("50", "99", "max")
-        }
-        steps.append(
-            {key: max(value, default=None) for key, value in values.items()}
-            | {key: sum(run[key] for run in group) for key in ("duration_s", "messages", "errors")}
-            | {"connections": min(run["connections"] for run in group)}
-            | {"start": group[0]["at_s"] - group[0]["duration_s"], "end": group[-1]["at_s"]}
-        )
-    return steps
-
-
 def over_time(intervals: Sequence[dict[str, Any]]) -> str:
     """Return the charts over time that have something to show."""
-    steps = thinned(intervals)
-    if not steps or steps[-1]["end"] <= steps[0]["start"]:
+    steps = drawable(intervals)
+    if not steps or not math.fsum(step["duration_s"] for step in steps):
         return ""
-    for step in steps:
-        step["rate"] = step["messages"] / step["duration_s"] if step["duration_s"] else 0.0
-    x = time_axis(max(steps[0]["start"], 0.0), steps[-1]["end"])
+    x = time_axis(max(steps[0]["at_s"] - steps[0]["duration_s"], 0.0), steps[-1]["at_s"])
 
-    def line(key: str) -> Points:
-        return [(step[side], step[key]) for step in steps for side in ("start", "end")]
+    def line(value: Callable[[dict[str, Any]], float | None]) -> Points:
+        return [(at, value(step)) for step in steps for at in (step["at_s"] - step["duration_s"], step["at_s"])]
 
-    each = f"interval of {figure(steps[0]['duration_s'])}{HARD}s"
-    joined = len(steps) < len(intervals)
-    worst, fewest = (
-        (", the worst of what was measured in it", "The fewest open in") if joined else ("", "Open at the end of")
-    )
+    def latency(key: str) -> Points:
+        return line(lambda step: None if step["response_us"][key] is None else step["response_us"][key] / 1e6)
+
+    lengths = [step["duration_s"] for step in steps[:-1] or steps]  # the last may be shorter
+    each, joined = f"interval of {figure(lengths[0])}{HARD}s", ""
+    if max(lengths) > 1.5 * min(lengths):
+        each = f"interval of {figure(min(lengths))} to {figure(max(lengths))}{HARD}s"
+        joined = "; long ones show the worst of the shorter ones that they were made of"
     figures = []
-    if latencies := [step[key] for step in steps for key in ("50", "99", "max") if step[key] is not None]:
-        named = (("Slowest", "three", "max"), ("p99", "two", "99"), ("Median", "one", "50"))
-        there = [each for each in named if any(step[each[2]] is not None for step in steps)]
-        lines = [(name, look, line(key)) for name, look, key in there]
-        note = f"Response time of each {each}{worst}; a gap is one in which nothing came back."
+    named = (("Slowest", "three", "max"), ("p99", "two", "99"), ("Median", "one", "50"))
+    lines = [(name, look, latency(key)) for name, look, key in named]
+    lines = [(name, look, points) for name, look, points in lines if any(value is not None for _, value in points)]
+    if latencies := [value for _, _, points in lines for _, value in points if value is not None]:
+        note = f"Response time of each {each}{joined}; a gap is one in which nothing came back."
         figures.append(chart("Latency over time", note, x, latency_axis(latencies), lines))
-    for title, key, look, note, unit in (
-        ("Messages over time", "rate", "one", "Echoed a second, the mean of each", "/s"),
-        ("Connections over time", "connections", "one", f"{fewest} each", ""),
-        ("Errors over time", "errors", "two", "Counted in each", ""),
+    rate = line(lambda step: step["messages"] / step["duration_s"] if step["duration_s"] else 0.0)
+    for title, points, look, note, unit in (
+        ("Messages over time", rate, "one", "Echoed a second, the mean of each", "/s"),
+        ("Connections over time", line(itemgetter("connections")), "one", "Open at the end of each", ""),
+        ("Errors over time", line(itemgetter("errors")), "two", "Counted in each", ""),
     ):
-        if highest := max(step[key] for step in steps):
-            figures.append(chart(title, f"{note} {each}.", x, count_axis(highest, unit), [(title, look, line(key))]))
+        if highest := max(value or 0.0 for _, value in points):
+            figures.append(chart(title, f"{note} {each}.", x, count_axis(highest, unit), [(title, look, points)]))
     return "\n".join(figures)
 
 

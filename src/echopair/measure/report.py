@@ -14,7 +14,7 @@ from itertools import accumulate, pairwise
 from textwrap import wrap
 from typing import Any
 
-from echopair.measure.document import Document
+from echopair.measure.document import Document, drawable
 from echopair.measure.hgrm import bucket_width
 from echopair.measure.verdict import POOR, address_story, not_timed, verdict
 from echopair.text import count, duration, figure, size, typed
@@ -69,9 +69,10 @@ class _Page:
         for name, text in _facts(document):
             first, *more = wrap(text, self._width - 16) or [""]
             self.lines += [f"  {name:12}  {first}", *(f"{'':16}{line}" for line in more)]
-        rates = [each["messages"] / each["duration_s"] for each in document["intervals"] if each["duration_s"]]
+        intervals = [each for each in drawable(document["intervals"]) if each["duration_s"]]
+        rates = [each["messages"] / each["duration_s"] for each in intervals]
         if len(rates) > 2:
-            spark = f"{sparkline(rates, self._width - 52)}  " if self._drawn else ""
+            spark = f"{sparkline(intervals, self._width - 52)}  " if self._drawn else ""
             self.lines.append(f"  {'over time':12}  {spark}{figure(min(rates))} to {figure(max(rates))} messages/s")
 
     def latencies(self, document: Document) -> None:
@@ -166,13 +167,21 @@ class _Page:
         return (EIGHTHS[-1] * full + (EIGHTHS[part - 1] if part else "")).ljust(width)
 
 
-def sparkline(values: Sequence[float], width: int) -> str:
-    """Return the course of `values` from 0 up to the largest, in at most `width` characters, each a mean if need be."""
-    width = min(width, len(values))
-    edges = [place * len(values) // width for place in range(width + 1)]
-    means = [math.fsum(values[low:high]) / (high - low) for low, high in pairwise(edges)]
-    most = max(means) or 1
-    return "".join(LEVELS[round(mean / most * (len(LEVELS) - 1))] for mean in means)
+def sparkline(intervals: Sequence[Document], width: int) -> str:
+    """Return the rate of `intervals` from 0 to the largest, in at most `width` characters of equal time."""
+    width = min(width, len(intervals))
+    times = list(accumulate((each["duration_s"] for each in intervals), initial=0.0))
+    upto = list(accumulate((each["messages"] for each in intervals), initial=0))
+
+    def messages_by(time: float) -> float:
+        place = min(bisect_right(times, time), len(intervals)) - 1
+        share = (time - times[place]) / intervals[place]["duration_s"]
+        return float(upto[place] + share * intervals[place]["messages"])
+
+    edges = [messages_by(times[-1] * place / width) for place in range(width + 1)]
+    rates = [after - before for before, after in pairwise(edges)]
+    most = max(rates) or 1
+    return "".join(LEVELS[round(rate / most * (len(LEVELS) - 1))] for rate in rates)
 
 
 def _facts(document: Document) -> Iterator[tuple[str, str]]:

@@ -1,15 +1,16 @@
 """What a run counts while it goes on: messages, connections, bytes, times, errors; and the intervals it falls into.
 
-Pure: whoever measures says how long a thing took and when an interval ends. Nothing is kept a message: a time goes into
-a histogram at once, that of the current interval, which at the interval's end is added to that of the run.
+Pure: its owner says how long a thing took and when an interval ends. Nothing is kept for each message: a time goes into
+a histogram at once, that of the current interval, which at the interval's end is added to that of the run. Of an
+interval that has ended a few figures are kept, and of long runs fewer than one set for each (`bounded`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 
-from echopair.measure.document import NS_PER_US, Document, dumped, summary
+from echopair.measure.document import NS_PER_US, Document, bounded, dumped, summary, throughput
 from echopair.measure.histogram import Histogram
 
 NS = 1_000_000_000  # nanoseconds a second
@@ -17,7 +18,6 @@ INTERVAL_PERCENTS = (50, 99)
 BUSY = 95.0  # per cent of one processor; from there on a client is measured, not a server
 TELLING = 0.1  # seconds; CPU time comes in ticks of up to 10 ms
 LATE = 5_000_000  # nanoseconds; more is not the 1 ms of a coarse timer, but a client that cannot follow
-MAX_INTERVALS = 7200  # two hours of seconds; beyond, neighbours are joined
 
 
 @dataclass(slots=True)
@@ -35,22 +35,6 @@ class AddressCount:
     connections: int = 0
     failed: int = 0
     example: str | None = None
-
-
-def batched(intervals: list[Document]) -> Iterator[list[Document]]:
-    """Yield neighbours, two at a time; the last one may be alone."""
-    return (intervals[place : place + 2] for place in range(0, len(intervals), 2))
-
-
-def joined(first: Document, last: Document | None = None) -> Document:
-    """Return one interval for two neighbours: sums, and the worse of both latencies."""
-    if last is None:
-        return first
-    worse = {
-        key: max(each["response_us"][key] or 0.0 for each in (first, last)) or None for key in first["response_us"]
-    }
-    sums = {key: first[key] + last[key] for key in ("duration_s", "messages", "bytes", "errors")}
-    return {**last, **sums, "response_us": worse}
 
 
 @dataclass(slots=True, eq=False)
@@ -141,7 +125,11 @@ class Tally:
             ours.example = ours.example or theirs.example
 
     def end_interval(self, at: float, bytes_received: int, connections: int) -> Document:
-        """End the interval, `at` seconds after the start, and return its entry for the document."""
+        """End the interval, `at` seconds after the start, and return its entry for the document.
+
+        Times are rounded before they are subtracted, so that durations add up to the whole.
+        """
+        at = round(at, 6)
         self.last = ended = self.recent
         self.recent = Histogram()
         self._response.merge(ended)
@@ -150,8 +138,8 @@ class Tally:
         some = ended.count > 0
         percentiles = {str(p): (ended.percentile(p) or 0) / NS_PER_US if some else None for p in INTERVAL_PERCENTS}
         interval = {
-            "at_s": round(at, 3),
-            "duration_s": round(max(at - self.interval_from, 0.0), 3),
+            "at_s": at,
+            "duration_s": round(max(at - self.interval_from, 0.0), 6),
             "messages": ended.count,
             "bytes": max(bytes_received - data, 0),
             "errors": self.error_count - errors,
@@ -159,14 +147,8 @@ class Tally:
             "response_us": {**percentiles, "max": ended.max / NS_PER_US if some else None},
         }
         self.interval_from = at
-        if len(self.intervals) >= MAX_INTERVALS:
-            self.intervals = [joined(*pair) for pair in batched(self.intervals)]
-        self.intervals.append(interval)
+        self.intervals = bounded([*self.intervals, interval])
         return interval
-
-    def join_last_intervals(self) -> None:
-        """Make one interval of the last two."""
-        self.intervals[-2:] = [joined(*self.intervals[-2:])]
 
     def generator(self, busy: float, waited: float, seconds: float, *, shared: bool) -> Document:
         """Return whether the client was the bottleneck, and why; `shared` says that the server is in this process.
@@ -191,7 +173,7 @@ class Tally:
         }
 
     def figures(self, seconds: float, percents: Iterable[str]) -> Document:
-        """Return what a result document says of these counts, for a run that took so many seconds."""
+        """Return what a result document says of these counts, for a run that took `seconds`."""
         percents = tuple(percents)
         self._response.merge(self.recent)
         self.recent = Histogram()
@@ -209,10 +191,7 @@ class Tally:
             **{what: {name: getattr(self, name) for name in names} for what, names in counts.items()},
             "addresses": [{"address": address, **asdict(each)} for address, each in self.addresses.items()],
             "bytes": {"sent": self.bytes_sent, "received": self.bytes_received},
-            "throughput": {
-                "messages_per_s": round(self.echoed / seconds, 3) if seconds else 0.0,
-                "bytes_per_s": round(self.bytes_received / seconds, 3) if seconds else 0.0,
-            },
+            "throughput": throughput(self.echoed, self.bytes_received, seconds),
             "latency_us": {name: each and summary(each, percents) for name, each in histograms.items()},
             "histograms": {name: each and dumped(each) for name, each in histograms.items()},
             "intervals": self.intervals,
