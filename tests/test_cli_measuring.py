@@ -137,7 +137,7 @@ def test_failures_are_in_the_report_and_not_on_standard_error(capsys, nobody):
     assert client.main([nobody, "-c", "15", "-n", "15"]) == FAILED
     captured = capsys.readouterr()
     assert captured.out.startswith(
-        "Failed: nothing came back; 15 attempts to connect failed, 15 messages could not\nbe sent.\n"
+        "Failed: nothing came back; 15 attempts to connect failed, 15 messages were never\nsent.\n"
     )
     assert "     15  connect: ECONNREFUSED" in captured.out
     assert captured.err == ""
@@ -219,6 +219,18 @@ def test_failed_runs_are_valid_json(capsys, server, serve, errors, timeout):
     assert document["errors"][0]["example"].startswith("connection 1: ")
 
 
+def test_messages_that_were_due_and_never_sent_fail_the_run_and_are_told_first(capsys, monkeypatch):
+    monkeypatch.setattr("echopair.client.load.CATCH_UP", 0.01)
+    status, document = run_json(capsys, "--loopback", "-d", "50ms", "-r", "10m")
+    assert status == FAILED
+    assert document["errors"] == []
+    assert document["messages"]["not_sent"] > 0
+    assert client.main(["--loopback", "-d", "50ms", "-r", "10m"]) == FAILED
+    out = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"^(The client was .* than this\. )?[\d,]+ messages were never sent \(the last \d", out)
+    assert run_json(capsys, "--loopback", "-d", "50ms", "-r", "10m", "--fail-if", "not_sent>0")[0] == THRESHOLD
+
+
 def test_an_unchecked_run_that_got_nothing_back_has_failed(capsys, server):
     status, document = run_json(capsys, server(lambda sock: sock.recv(1)), "-n", "5", "--verify", "none")
     assert status == FAILED
@@ -279,7 +291,7 @@ def test_a_failed_run_says_so_to_people_too(capsys, nobody):
     client.main([nobody, "--json"])
     assert (
         capsys.readouterr().err
-        == "echo-client: Failed: nothing came back; 1 attempt to connect failed, 1 message could not be sent.\n"
+        == "echo-client: Failed: nothing came back; 1 attempt to connect failed, 1 message was never sent.\n"
     )
 
 

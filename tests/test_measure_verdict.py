@@ -35,10 +35,32 @@ def with_(document, **changes):
         (with_(closed(), load={"verify": None}), GOOD, "Every message was answered: 4,000 messages, 3.91 MiB."),
         (empty(), FAIR, "No message was sent: nothing came back."),
         (
-            with_(opened(), messages={"not_sent": 1000}),
-            FAIR,
-            "Every byte came back, but not all were sent in time: 4,000 messages, 3.91 MiB; "
-            "1,000 messages could not be sent (500 ms of its schedule).",
+            with_(opened(), exit_status=1, messages={"not_sent": 1000}),
+            POOR,
+            "1,000 messages were never sent (the last 500 ms of the schedule): "
+            "the other 4,000 messages came back, 3.91 MiB.",
+        ),
+        (
+            with_(opened(), exit_status=1, messages={"not_sent": 1}, connections={"closed_early": 1}),
+            POOR,
+            "1 message was never sent (500 us of the schedule): "
+            "the other 4,000 messages came back, 3.91 MiB; 1 connection ended early.",
+        ),
+        (
+            with_(closed(), exit_status=99, messages={"not_sent": 2}, thresholds=HELD),
+            POOR,
+            "2 messages were never sent: the other 4,000 messages came back, 3.91 MiB; failed for p99>1us.",
+        ),
+        (
+            with_(closed(), exit_status=1, messages={"not_sent": 2, "unanswered": 1}),
+            POOR,
+            "Not every byte came back: 4,000 messages, 3.91 MiB; "
+            "1 message did not come back, 2 messages were never sent.",
+        ),
+        (
+            with_(empty(), messages={"not_sent": 2}),
+            POOR,
+            "2 messages were never sent: nothing came back.",
         ),
         (refused(), POOR, "Failed: nothing came back; 50 attempts to connect failed."),
         (

@@ -87,8 +87,8 @@ class Tally:
 
     @property
     def went_wrong(self) -> bool:
-        """Whether anything failed, or something that was sent did not come back as it was."""
-        return bool(self.errors or self.mismatched or self.unanswered)
+        """Whether anything failed, was due and not sent, or did not come back as it was sent."""
+        return bool(self.errors or self.mismatched or self.unanswered or self.not_sent)
 
     def fail(self, phase: str, error: str, story: str) -> None:
         """Count one failure."""

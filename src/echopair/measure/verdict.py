@@ -34,7 +34,8 @@ def verdict(document: Document) -> Verdict:
     """Return the verdict on a result document."""
     messages, status, load = document["messages"], document["exit_status"], document["load"]
     every = CHECKED.get(load["verify"], "Every message was answered")
-    troubles = _troubles(document)
+    never = _never_sent(document)
+    troubles = _troubles(document, never)
     crossed = [threshold["expression"] for threshold in document["thresholds"] if threshold["failed"]]
     if crossed:
         troubles.append(f"failed for {', '.join(crossed)}")
@@ -49,24 +50,36 @@ def verdict(document: Document) -> Verdict:
             (signal, FAIR, f"Interrupted by {signal} after {duration(document['duration_s'])}"),
             (not messages["echoed"] and (document["errors"] or status == 1), POOR, "Failed"),
             (messages["unanswered"], POOR, "Not every byte came back"),
+            (never, POOR, never),
             (status == 99 and not document["errors"], POOR, f"{every}, but a threshold was crossed"),
             (status or document["errors"], POOR, f"{every}, but not all went well"),
             (not messages["echoed"], FAIR, "No message was sent"),
-            (messages["not_sent"], FAIR, f"{every}, but not all were sent in time"),
             (True, GOOD, every),
         )
         if holds
     )
     came = "nothing came back"
     if messages["echoed"]:
-        came = f"{count(messages['echoed'], 'message')}, {size(document['bytes']['received'])}"
-    return Verdict(tone, headline, "; ".join([came, *([", ".join(troubles)] if troubles else [])]))
+        came, data = count(messages["echoed"], "message"), size(document["bytes"]["received"])
+        came = f"the other {came} came back, {data}" if headline == never else f"{came}, {data}"
+    rest = ", ".join(trouble for trouble in troubles if trouble != headline)
+    return Verdict(tone, headline, f"{came}; {rest}" if rest else came)
 
 
-def _troubles(document: Document) -> list[str]:
-    """Return what failed and how often."""
+def _never_sent(document: Document) -> str:
+    """Return how many messages were due and not sent, and how much of the schedule that is; empty if none."""
     messages, connections, rate = document["messages"], document["connections"], document["load"]["rate"]
-    late = f" ({duration(messages['not_sent'] / rate)} of its schedule)" if rate and messages["not_sent"] else ""
+    number = messages["not_sent"]
+    if not number:
+        return ""
+    part = "" if connections["failed"] or connections["closed_early"] else "the last "
+    late = f" ({part}{duration(number / rate)} of the schedule)" if rate else ""
+    return f"{count(number, 'message')} {'was' if number == 1 else 'were'} never sent{late}"
+
+
+def _troubles(document: Document, never: str) -> list[str]:
+    """Return what failed and how often."""
+    messages, connections = document["messages"], document["connections"]
     troubles = [
         f"{count(number, noun)} {what}"
         for number, noun, what in (
@@ -74,10 +87,10 @@ def _troubles(document: Document) -> list[str]:
             (connections["closed_early"], "connection", "ended early"),
             (messages["mismatched"], "message", "came back altered"),
             (messages["unanswered"], "message", "did not come back"),
-            (messages["not_sent"], "message", f"could not be sent{late}"),
         )
         if number
     ]
+    troubles += [never] if never else []
     return troubles + [
         f"{error['phase']}: {error['error']}"
         for error in document["errors"]
