@@ -923,6 +923,20 @@ def test_lengths_are_compared_without_contents(plumb, loop, reply, end_of_input,
     assert not plumbing.session.outstanding
 
 
+@pytest.mark.parametrize("verify", [FULL, LENGTH, NONE])
+def test_a_failure_names_the_offset_up_to_which_the_stream_came_back(plumb, loop, verify):
+    plumbing = plumb(verify=verify)
+    os.write(plumbing.input, bytes(3000))
+    run_until(loop, lambda: plumbing.connection.bytes_sent == 3000)
+    plumbing.server.send(bytes(2400))
+    run_until(loop, lambda: plumbing.connection.bytes_received == 2400)
+    assert plumbing.session.place() == "offset 2,400"
+    reset(plumbing.server)
+    run_until(loop, lambda: plumbing.connection.closed)
+    run_until(loop, lambda: plumbing.ended)
+    assert plumbing.session.failure.story == "connection 1: connection reset by peer at offset 2,400"
+
+
 @pytest.mark.parametrize("verify", [LENGTH, NONE])
 def test_silence_without_contents_tells_how_much_had_come_back(plumb, loop, verify):
     plumbing = plumb(verify=verify)

@@ -809,6 +809,20 @@ def test_a_wrong_echo_is_one_mismatch_and_the_rest_unanswered(run):
     assert figures["connections"]["closed_early"] == 0
 
 
+def test_a_failure_names_the_message_as_counted_over_all_connections_of_its_number(run):
+    run = run(conns=1, count=10, reconnect_every=3)
+    seen = []
+
+    def change(data: bytes) -> bytes:
+        seen.append(data)
+        return seen[0] if len(seen) == 8 else data  # the eighth is answered with the first
+
+    run.server.change = change
+    (error,) = run.figures()["errors"]
+    assert error["example"].startswith("connection 1: message 8, offset 0: ")
+    assert error["example"].endswith("(these are bytes of connection 1, message 1)")
+
+
 def test_silence_is_a_failure_only_where_an_echo_is_owed(run):
     run = run(conns=1, duration=70.0, rate=0.05, timeout=10.0)
     run.until_begun()

@@ -64,23 +64,22 @@ class MeasuredSession(Session):
     live: bool = False  # connected
     in_flight: deque[tuple[float, float]] = field(default_factory=deque)  # when due, when handed to the kernel
     settled_at: float = 0.0  # when a message last came back or, as the owner knows, was given up
-    _first: int = 0  # message of this connection
     _plain_until: int = 0  # so many messages of it may each be sent as soon as the one before has come back
 
     @property
     def begun(self) -> int:
         """How many messages were sent, at least in part, on all connections so far."""
-        return self._first + self.messages_sent
+        return self.messages_before + self.messages_sent
 
     def start(self, connection: Connection) -> None:
         """Begin on a new connection, whatever became of the last one."""
-        self._first = self.begun
+        self.messages_before = self.begun
         self.outstanding.clear()
         self.in_flight.clear()
         self.matched = self.echoed = self.pieces_sent = 0
         self.unsent = EMPTY
         self.failure = None
-        self.pieces = self.payload.pieces(self.number, first=self._first)
+        self.pieces = self.payload.pieces(self.number, first=self.messages_before)
         self.live = True
         self.connection = connection
         self.established(self)
@@ -94,20 +93,20 @@ class MeasuredSession(Session):
     def skip(self) -> int:
         """Forget what was due and is not sent, and return how much: it was to warm up only, and that is over."""
         late = max(self.due - self.begun, 0)
-        self._first += late
+        self.messages_before += late
         return late
 
     def send_more(self, connection: Connection) -> None:
         """Send what is due and what the pipeline and the kernel have room for; half-close when it was all."""
         between = not self.unsent and self.pieces_sent % self.pieces_per_message == 0
-        here = min(self.limit - self._first, self.per_connection)
+        here = min(self.limit - self.messages_before, self.per_connection)
         self.exhausted = between and self.messages_sent >= here
         self._plain_until = here if self.pipeline == 1 and not self.schedule else 0
         Session.send_more(self, connection)
 
     def messages_allowed(self) -> int:
         """Return how many messages may have been sent by now on this connection."""
-        here = min(self.due, self.limit) - self._first
+        here = min(self.due, self.limit) - self.messages_before
         return min(here, self.per_connection, self.messages_echoed + self.pipeline)
 
     def data_received(self, connection: Connection, data: bytes) -> None:

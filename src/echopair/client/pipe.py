@@ -49,7 +49,8 @@ class Pipe(Session):
         limit = (
             f" with {size(MAX_OUTSTANDING)} under way, all that can be compared (see --verify)" if self._full() else ""
         )
-        return f"offset {self.echoed + self.matched:,}{limit}"
+        matched = self.echoed + self.matched
+        return f"offset {matched if self.verify == FULL else self.connection.bytes_received:,}{limit}"
 
     def send_more(self, connection: Connection) -> None:
         """Read on when there is room for what comes; half-close at the end of input."""

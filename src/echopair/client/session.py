@@ -59,6 +59,7 @@ class Session(Handler):
     matched: int = 0  # bytes of outstanding[0] that have come back
     echoed: int = 0  # bytes of the current message that came back in whole pieces
     unsent: memoryview = EMPTY  # what is left of a piece too large to be sent at once
+    messages_before: int = 0  # that were sent on other connections
     pieces_sent: int = 0
     exhausted: bool = False  # nothing is left to send
     failure: Failure | None = None
@@ -132,7 +133,7 @@ class Session(Handler):
 
     def place(self) -> str:
         """Return where in the conversation the next byte to come back stands."""
-        return f"message {self.messages_echoed + 1:,}, offset {self.echoed + self.matched:,}"
+        return f"message {self.messages_before + self.messages_echoed + 1:,}, offset {self.echoed + self.matched:,}"
 
     def data_received(self, connection: Connection, data: bytes) -> None:
         """Compare what came back, and go on."""
