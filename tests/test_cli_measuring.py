@@ -359,6 +359,34 @@ def test_lines_of_json_tell_events_as_they_happen(capsys, server):
     assert events[-1]["data"]["intervals"] == intervals
 
 
+@pytest.mark.parametrize("options", [["-n", "100k"], ["-d", "50ms"], ["-n", "100k", "-r", "10k"]])
+def test_a_run_that_stalls_is_rated_over_all_its_time_by_everything_that_rates_it(capsys, server, tmp_path, options):
+    def serve(sock: socket.socket) -> None:
+        for _ in range(10):
+            sock.sendall(sock.recv(1024, socket.MSG_WAITALL))
+        keep(sock)
+
+    document, page, merged = (tmp_path / name for name in ("run.json", "run.html", "merged.json"))
+    options = [*options, "-i", "100ms", "--timeout", "400ms", "--fail-if", "rate<1000"]
+    options += ["-o", str(document), "--report", str(page)]
+    assert client.main([server(serve), *options, "--json-lines"]) == THRESHOLD
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    intervals = [event["data"] for event in events if event["event"] == "interval"]
+    end, kept = events[-1]["data"], json.loads(document.read_text())
+    assert end == kept
+    rate = end["throughput"]["messages_per_s"]
+    assert rate == end["thresholds"][0]["value"] == pytest.approx(10 / end["duration_s"], abs=0.001)
+    assert 5 < rate < 25
+    assert end["intervals"] == intervals
+    assert sum(interval["messages"] for interval in intervals) == 10
+    assert intervals[-1]["at_s"] == end["duration_s"]
+    assert sum(interval["errors"] for interval in intervals) == sum(error["count"] for error in end["errors"])
+    assert f"<dt>Messages</dt><dd>{rate:.3g}/s</dd>" in page.read_text()
+    client.main(["--merge", str(document), "-o", str(merged)])
+    assert f"  rate          {rate:,.0f} messages/s" in capsys.readouterr().out
+    assert json.loads(merged.read_text())["throughput"] == end["throughput"]
+
+
 def test_only_the_first_failure_of_a_kind_in_an_interval_is_told(capsys, nobody):
     client.main(["--json-lines", nobody, "-c", "20"])
     assert capsys.readouterr().out.count('"event": "error"') == 1

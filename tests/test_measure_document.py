@@ -79,8 +79,16 @@ def test_joined_intervals_have_the_worse_latencies_and_the_last_connections():
     assert joined(silent, silent)["response_us"] == SILENT
 
 
+def test_intervals_too_short_to_be_seen_are_joined():
+    many = of_lengths([64.0] * 20 + [1.0] * 640)
+    few = drawable(many)
+    assert [each["duration_s"] for each in few] == [64.0] * 20 + [6.0] * 106 + [4.0]
+    assert_same(few, many)
+    assert len(drawable(of_lengths([0.1] * 600))) == 300
+
+
 def test_a_last_interval_too_short_to_be_drawn_is_joined():
     intervals = of_lengths([1.0, 1.0, 0.2])
     assert drawable(intervals) == [intervals[0], joined(*intervals[1:])]
-    for intact in ([], of_lengths([0.1]), of_lengths([1.0, 1.0, 0.25])):
+    for intact in ([], of_lengths([0.1]), of_lengths([1.0, 1.0, 0.25]), of_lengths([0.1] * 300)):
         assert drawable(intact) == intact

@@ -370,7 +370,9 @@ def test_the_verdict_comes_first(result: dict[str, Any]) -> None:
 
 
 def test_a_chart_of_joined_intervals_says_so() -> None:
-    assert "each interval of 1 to 64 s; long ones show the worst of" in words(rendered("two hours"))
+    assert "each interval of 16 to 64 s; long ones show the worst of" in words(rendered("two hours"))
+    ten_minutes = words(page(document(intervals=[interval(number) for number in range(600)])))
+    assert "each interval of 2 s; long ones show the worst of" in ten_minutes
     assert "each interval of 1 s; a gap" in words(rendered("closed"))
 
 

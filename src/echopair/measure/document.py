@@ -15,6 +15,7 @@ Document = dict[str, Any]
 
 NS_PER_US = 1000
 MAX_INTERVALS = 600
+DRAWN = 300  # steps of a chart; more are wider than the screen has pixels for
 SLIVER = 0.25  # of the interval before; less is too short for a rate that can be drawn
 
 
@@ -97,8 +98,14 @@ def bounded(intervals: Sequence[Document], most: int = MAX_INTERVALS) -> list[Do
 
 
 def drawable(intervals: Sequence[Document]) -> list[Document]:
-    """Return `intervals` for a chart: a last one too short for a rate of its own is joined to the one before."""
-    *others, last = intervals or [{}]
-    if others and last["duration_s"] < SLIVER * others[-1]["duration_s"]:
-        return [*others[:-1], joined(others[-1], last)]
-    return list(intervals)
+    """Return `intervals` for a chart, those joined that are too short to be seen or to have a rate of their own."""
+    unseen = sum(each["duration_s"] for each in intervals) / DRAWN * 1.001
+    drawn: list[Document] = []
+    for each in intervals:
+        if drawn and drawn[-1]["duration_s"] + each["duration_s"] <= unseen:
+            drawn[-1] = joined(drawn[-1], each)
+        else:
+            drawn.append(each)
+    if len(drawn) > 1 and drawn[-1]["duration_s"] < SLIVER * drawn[-2]["duration_s"]:
+        drawn[-2:] = [joined(*drawn[-2:])]
+    return drawn

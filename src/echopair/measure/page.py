@@ -237,17 +237,19 @@ def over_time(intervals: Sequence[dict[str, Any]]) -> str:
     def latency(key: str) -> Points:
         return line(lambda step: None if step["response_us"][key] is None else step["response_us"][key] / 1e6)
 
-    lengths = [step["duration_s"] for step in steps[:-1] or steps]  # the last may be shorter
-    each, joined = f"interval of {figure(lengths[0])}{HARD}s", ""
+    # The last one may be shorter than the others.
+    lengths, recorded = ([each["duration_s"] for each in some[:-1] or some] for some in (steps, intervals))
+    each = f"interval of {figure(lengths[0])}{HARD}s"
     if max(lengths) > 1.5 * min(lengths):
         each = f"interval of {figure(min(lengths))} to {figure(max(lengths))}{HARD}s"
-        joined = "; long ones show the worst of the shorter ones that they were made of"
+    worst = "; long ones show the worst of the shorter ones that they were made of"
+    worst *= max(lengths) > 1.5 * min(recorded)
     figures = []
     named = (("Slowest", "three", "max"), ("p99", "two", "99"), ("Median", "one", "50"))
     lines = [(name, look, latency(key)) for name, look, key in named]
     lines = [(name, look, points) for name, look, points in lines if any(value is not None for _, value in points)]
     if latencies := [value for _, _, points in lines for _, value in points if value is not None]:
-        note = f"Response time of each {each}{joined}; a gap is one in which nothing came back."
+        note = f"Response time of each {each}{worst}; a gap is one in which nothing came back."
         figures.append(chart("Latency over time", note, x, latency_axis(latencies), lines))
     rate = line(lambda step: step["messages"] / step["duration_s"] if step["duration_s"] else 0.0)
     for title, points, look, note, unit in (
