@@ -264,6 +264,17 @@ def test_long_intervals_set_the_pace_only_where_they_are():
     ]
 
 
+def test_a_second_in_which_no_interval_has_its_middle_has_none():
+    late = run(duration_s=20)
+    late["intervals"] = [interval(10, 100, 10), interval(20, 100, 10)]
+    late["started_at"] = "2026-01-31T12:00:00.900Z"
+    intervals = merge([run(), late])["intervals"]
+    assert [(each["at_s"], each["duration_s"], each["messages"]) for each in intervals] == [
+        (10.9, 9.9, 100),
+        (20.9, 9.9, 100),
+    ]
+
+
 def test_intervals_of_long_runs_are_bounded_and_add_up():
     """A fleet's intervals are joined already, each at its own time, and their sum is."""
     fleet = [run(duration_s=seconds, rates=(number,) * seconds) for number, seconds in enumerate((5000, 4500, 700), 1)]
