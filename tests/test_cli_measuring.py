@@ -21,6 +21,7 @@ from echopair.cli import busy, client, measuring
 from echopair.cli import meter as meter_module
 from echopair.cli.command import FAILED, INTERRUPTED, OK, TERMINATED, USAGE
 from echopair.cli.results import THRESHOLD
+from echopair.text import figure
 from helpers import HUNG, LOCALHOST, run_client
 from test_measure_schema import VALIDATOR
 
@@ -381,9 +382,9 @@ def test_a_run_that_stalls_is_rated_over_all_its_time_by_everything_that_rates_i
     assert sum(interval["messages"] for interval in intervals) == 10
     assert intervals[-1]["at_s"] == end["duration_s"]
     assert sum(interval["errors"] for interval in intervals) == sum(error["count"] for error in end["errors"])
-    assert f"<dt>Messages</dt><dd>{rate:.3g}/s</dd>" in page.read_text()
+    assert f"<dt>Messages</dt><dd>{figure(rate)}/s</dd>" in page.read_text()
     client.main(["--merge", str(document), "-o", str(merged)])
-    assert f"  rate          {rate:,.0f} messages/s" in capsys.readouterr().out
+    assert f"  rate          {figure(rate)} messages/s" in capsys.readouterr().out
     assert json.loads(merged.read_text())["throughput"] == end["throughput"]
 
 

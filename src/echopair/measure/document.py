@@ -58,8 +58,8 @@ def summary(histogram: Histogram, percents: Iterable[str]) -> Document:
 def throughput(messages: int, data: int, seconds: float) -> Document:
     """Return a document's `throughput`: what came back, divided by the time of the whole run."""
     return {
-        "messages_per_s": round(messages / seconds, 3) if seconds else 0.0,
-        "bytes_per_s": round(data / seconds, 3) if seconds else 0.0,
+        "messages_per_s": round(messages / seconds, 6) if seconds else 0.0,
+        "bytes_per_s": round(data / seconds, 6) if seconds else 0.0,
     }
 
 
