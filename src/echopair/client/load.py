@@ -323,6 +323,7 @@ class Load:
         self.stage = "measuring"
         for session in self.sessions:
             session.since = since
+            session.plain_until = 0  # an echo that comes before the session's turn heeds the new limit
             if not self._schedule:  # what is in flight warms up, even if the clock has not moved since
                 session.in_flight = deque((-inf, -inf) for _ in session.in_flight)
         self._due_until = inf if self.plan.duration is None else since + self.plan.duration

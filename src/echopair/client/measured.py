@@ -64,7 +64,7 @@ class MeasuredSession(Session):
     live: bool = False  # connected
     in_flight: deque[tuple[float, float]] = field(default_factory=deque)  # when due, when handed to the kernel
     settled_at: float = 0.0  # when a message last came back or, as the owner knows, was given up
-    _plain_until: int = 0  # so many messages of it may each be sent as soon as the one before has come back
+    plain_until: int = 0  # so many messages of it may each be sent as soon as the one before has come back
 
     @property
     def begun(self) -> int:
@@ -101,7 +101,7 @@ class MeasuredSession(Session):
         between = not self.unsent and self.pieces_sent % self.pieces_per_message == 0
         here = min(self.limit - self.messages_before, self.per_connection)
         self.exhausted = between and self.messages_sent >= here
-        self._plain_until = here if self.pipeline == 1 and not self.schedule else 0
+        self.plain_until = here if self.pipeline == 1 and not self.schedule else 0
         Session.send_more(self, connection)
 
     def messages_allowed(self) -> int:
@@ -120,7 +120,7 @@ class MeasuredSession(Session):
             Session.data_received(self, connection, data)
             return
         now = self._time_echo()
-        if self.pieces_sent >= self._plain_until:
+        if self.pieces_sent >= self.plain_until:
             outstanding.popleft()
             self.send_more(connection)
             return
