@@ -380,12 +380,12 @@ class Contested:
         self._listen_on = address._listen_on
         monkeypatch.setattr(address, "_listen_on", self)
 
-    def __call__(self, where: Address, port: int, backlog: int | None, **options: object) -> socket.socket:
+    def __call__(self, where: Address, port: int, backlog: int | None, keepalive: float) -> socket.socket:
         if port:
             self.attempts += 1
             if self.attempts <= self.times:
                 raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        return self._listen_on(where, port, backlog, **options)
+        return self._listen_on(where, port, backlog, keepalive)
 
 
 def test_free_port_that_is_taken_on_the_next_address_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

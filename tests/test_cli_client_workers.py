@@ -19,7 +19,7 @@ from echopair.client.load import Plan, Watcher
 from echopair.loop import EventLoop
 from echopair.measure.tally import Tally
 from helpers import HUNG, LOCALHOST, run_until, running_server
-from test_cli_workers import children, until
+from test_cli_workers import Fork, children, until
 from test_measure_schema import VALIDATOR
 
 
@@ -275,6 +275,19 @@ def test_a_run_shorter_than_an_interval_has_one(capsys, port):
     _, document = run(capsys, f":{port}", "-c", "2", "-n", "20", "--workers", "2")
     (interval,) = document["intervals"]
     assert interval["messages"] == 20
+
+
+@pytest.mark.parametrize("fails", [1, 3])
+def test_a_start_without_room_for_all_workers_takes_one_line_and_leaves_nothing(monkeypatch, capsys, port, fails):
+    fork = Fork(monkeypatch, fails)
+    assert command.main([f":{port}", "-c", "3", "-n", "3", "--workers", "3"]) == FAILED
+    said = capsys.readouterr()
+    refused = f"cannot fork worker {fails}: resource temporarily unavailable (no more processes are allowed: "
+    assert said.err.startswith(f"echo-client: {refused}raise ulimit -u")
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+    assert len(fork.made) == fails - 1
+    assert not any(os.path.exists(f"/proc/{process}") for process in fork.made)
 
 
 def test_workers_need_fork(monkeypatch, capsys):

@@ -33,8 +33,8 @@ def stdout_pipe(monkeypatch) -> Iterator[int]:
     os.close(reader)
 
 
-def serve(monkeypatch, options: list[str], peer: Callable[[int], None]) -> int:
-    """Run the command while `peer(port)` runs in a thread and, at its end, SIGTERM; return the exit status."""
+def serve(monkeypatch, options: list[str], peer: Callable[[int], None], signum: int = signal.SIGTERM) -> int:
+    """Run the command while `peer(port)` runs in a thread and, at its end, a signal; return the exit status."""
     with stdout_pipe(monkeypatch) as reader:
 
         def play() -> None:
@@ -44,7 +44,7 @@ def serve(monkeypatch, options: list[str], peer: Callable[[int], None]) -> int:
             try:
                 peer(int(line.rpartition(b":")[2]))
             finally:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signum)
 
         thread = threading.Thread(target=play)
         thread.start()
@@ -56,6 +56,17 @@ def serve(monkeypatch, options: list[str], peer: Callable[[int], None]) -> int:
 
 def connect(port: int) -> socket.socket:
     return socket.create_connection((LOCALHOST, port), timeout=HUNG)
+
+
+def connect_without_reading(port: int) -> socket.socket:
+    """A peer that has sent until every buffer on the way is full; with a default one, that is tens of MiB."""
+    peer = socket.socket()
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    peer.connect((LOCALHOST, port))
+    peer.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        peer.sendall(bytes(64 << 20))
+    return peer
 
 
 def connect_for_ever(port: int) -> None:
@@ -111,6 +122,57 @@ def test_an_idle_connection_is_ended(monkeypatch, lines):
     assert any("ended (idle for 0.01 s)" in line for line in lines())
 
 
+@contextmanager
+def hang_up(handler: signal.Handlers) -> Iterator[None]:
+    """Have SIGHUP handled like this when the command starts; the tests may run under nohup(1)."""
+    before = signal.signal(signal.SIGHUP, handler)
+    yield
+    assert signal.getsignal(signal.SIGHUP) == handler
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_hang_up_drains_too(monkeypatch, lines):
+    with hang_up(signal.SIG_DFL):
+        assert serve(monkeypatch, [], hello, signal.SIGHUP) == OK
+    assert any(line.startswith("served 1 connection in ") for line in lines())
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_hang_up_that_is_ignored_stays_so(monkeypatch, workers):
+    def hangs_up_first(port: int) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        hello(port)
+
+    with hang_up(signal.SIG_IGN):
+        assert serve(monkeypatch, ["--workers", workers], hangs_up_first) == OK
+
+
+@pytest.mark.parametrize(("told", "status"), [(b".", OK), (b"", OK), (b"..", FAILED)])
+def test_a_worker_goes_by_its_lifeline(told, status):
+    """A byte, or the end of the parent, drains it; a second byte does not wait."""
+    lifeline, ours = os.pipe()
+    (listener,) = listen([LOCALHOST], 0)
+    port = listener.getsockname()[1]
+
+    def parent() -> None:
+        if status == OK:
+            hello(port)
+        else:
+            peers.append(connect_without_reading(port))
+        os.write(ours, told)
+        os.close(ours)
+
+    peers: list[socket.socket] = []
+    thread = threading.Thread(target=parent)
+    thread.start()
+    args = command._parser().parse(["--drain-timeout", "1h", "--workers", "2", "--max-conns", "3"], {})
+    assert command._work(args, [listener], 1, lifeline, lambda _connections: 1) == status
+    thread.join(HUNG)
+    for peer in peers:
+        peer.close()
+    os.close(lifeline)
+
+
 def test_a_drain_that_goes_on_is_not_begun_again(caplog):
     caplog.set_level("INFO")
     with EventLoop() as loop:
@@ -123,20 +185,15 @@ def test_a_drain_that_goes_on_is_not_begun_again(caplog):
 
 def test_the_first_signal_drains_and_the_second_does_not_wait(monkeypatch, lines):
     def never_reads(port: int) -> None:
-        peer = socket.socket()
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # it may grow to tens of MiB otherwise
-        peer.connect((LOCALHOST, port))
-        peers.append(peer)
-        peer.settimeout(0.3)
-        with pytest.raises(TimeoutError):  # nothing moves any more: every buffer on the way is full
-            peer.sendall(bytes(64 << 20))
+        peers.append(connect_without_reading(port))
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(OSError, match=r"refused|reset"):  # the first signal has closed the listener
             connect_for_ever(port)
 
     peers: list[socket.socket] = []
-    assert serve(monkeypatch, ["--drain-timeout", "1h"], never_reads) == OK
+    status = serve(monkeypatch, ["--drain-timeout", "1h"], never_reads)
     peers[0].close()
+    assert status == FAILED
     logged = lines()
     assert any(line.startswith("stopping once ") for line in logged)
     assert any(

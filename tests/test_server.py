@@ -16,7 +16,7 @@ from echopair.address import listen
 from echopair.connection import READ_SIZE
 from echopair.loop import READ, EventLoop
 from echopair.server import EchoServer
-from echopair.server.acceptor import ACCEPTS_PER_WAKEUP, RECOVERED_AFTER, RETRY_DELAY, Acceptor
+from echopair.server.acceptor import ACCEPTS_PER_WAKEUP, PATIENCE, RECOVERED_AFTER, RETRY_DELAY, Acceptor
 from echopair.server.drain import QUIET, Drain
 from echopair.server.echo import VerboseEchoServer
 from helpers import LOCALHOST, read_all, read_exactly, reset, run_until, settle, unix_listener
@@ -128,6 +128,38 @@ def test_accepts_from_every_listener(loop, request):
     world.peers.append(socket.create_connection(other.getsockname()))
     run_until(loop, lambda: world.server.connections_served == 2)
     acceptor.close()
+
+
+def test_accepts_as_many_as_it_is_its_turn_to(loop, request):
+    counted = []
+    world = make(loop, request, listener=unix_listener(), turn=lambda connections: counted.append(connections) or 2)
+    for _ in range(3):
+        world.connect(served=False)
+    loop.run_once(0)
+    assert world.server.connections_served == 2
+    loop.run_once(0)
+    assert counted == [0, 2]
+    world.peers.pop().close()
+    run_until(loop, lambda: len(world.server.connections) == 2)
+    assert counted == [0, 2, 2]
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_where_it_is_the_turn_of_others_they_come_first_if_they_come_soon(loop, clock, request, others):
+    world = make(loop, request, listener=unix_listener(), turn=lambda _connections: 0)
+    world.connect(served=False)
+    settle(loop)
+    assert world.server.connections_served == 0
+    if others:
+        world.listener.accept()[0].close()
+    clock.advance(PATIENCE)
+    settle(loop)
+    assert world.server.connections_served == (not others)
+    world.connect(served=False)
+    settle(loop)
+    clock.advance(PATIENCE)
+    settle(loop)
+    assert world.server.connections_served == 1 + (not others)
 
 
 def test_accepts_so_many_a_wake_up_and_no_more(loop, request):

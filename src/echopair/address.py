@@ -168,14 +168,12 @@ def listen(
     family: int = socket.AF_UNSPEC,
     backlog: int | None = None,
     *,
-    shared: bool = False,
     keepalive: float = KEEPALIVE,
 ) -> list[socket.socket]:
     """Return a listening, non-blocking socket for every address of `hosts`, all on the same port.
 
     Port 0 takes one that is free on all of them. An address of a family that this machine lacks is left out as long
-    as there is another. `backlog` None is the most that the system grants (listen(2)). `shared` lets others that say so
-    too listen on the same port, and connections are shared out (socket(7), SO_REUSEPORT). Peers of accepted sockets are
+    as there is another. `backlog` None is the most that the system grants (listen(2)). Peers of accepted sockets are
     probed after `keepalive` silent seconds (`keep_alive`; inf: never). Raises AddressError, with nothing left open.
     """
     groups = [resolve(host, port, family, passive=True) for host in hosts]
@@ -183,15 +181,13 @@ def listen(
     while True:
         attempts -= 1
         try:
-            return _listen_all(groups, port, backlog, shared=shared, keepalive=keepalive)
+            return _listen_all(groups, port, backlog, keepalive)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or not attempts:
                 raise AddressError(f"cannot listen on {error.filename}: {explain(error, port)}") from None
 
 
-def _listen_all(
-    groups: list[list[Address]], port: int, backlog: int | None, *, shared: bool, keepalive: float
-) -> list[socket.socket]:
+def _listen_all(groups: list[list[Address]], port: int, backlog: int | None, keepalive: float) -> list[socket.socket]:
     """Listen on all or raise OSError, its `filename` saying where; each host's addresses are one group."""
     listeners: dict[Address, socket.socket] = {}
     try:
@@ -201,7 +197,7 @@ def _listen_all(
                 if address in listeners:
                     continue
                 try:
-                    listeners[address] = _listen_on(address, port, backlog, shared=shared, keepalive=keepalive)
+                    listeners[address] = _listen_on(address, port, backlog, keepalive)
                 except OSError as error:
                     error.filename = format_address((address[1][0], port, *address[1][2:]))
                     if error.errno not in FAMILY_MISSING:
@@ -232,15 +228,13 @@ class Listener(socket.socket):
         self.type = int(type)  # type: ignore[misc, assignment]
 
 
-def _listen_on(address: Address, port: int, backlog: int | None, *, shared: bool, keepalive: float) -> socket.socket:
+def _listen_on(address: Address, port: int, backlog: int | None, keepalive: float) -> socket.socket:
     family, sockaddr = address
     listener = Listener(family, socket.SOCK_STREAM)
     try:
         listener.setblocking(False)
         if os.name == "posix":  # elsewhere the option would let two programs share the port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # 0.0.0.0 and :: side by side
         # Accepted sockets inherit it: without it an echo may wait 40 ms for a delayed ACK (RFC 896, tcp(7)).

@@ -7,7 +7,6 @@ when the last process has told of it. Histograms are added, percentiles never av
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 import socket
@@ -15,15 +14,16 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from echopair.address import Address
 from echopair.cli.busy import Busy
-from echopair.cli.command import FAILED, OK
-from echopair.cli.forking import ending
+from echopair.cli.command import OK
+from echopair.cli.forking import ending, spawn
 from echopair.client.load import CATCH_UP, Load, Plan, Watcher
 from echopair.client.session import Failure
 from echopair.connection import Connection, Handler
-from echopair.loop import SIGHUP, SIGINT, SIGKILL, SIGTERM, EventLoop, Timer
+from echopair.loop import SIGKILL, EventLoop, Timer
 from echopair.measure.document import Document
 from echopair.measure.histogram import Histogram
 from echopair.measure.tally import Tally
@@ -34,10 +34,7 @@ TOLD = 0.25  # seconds from one word on how far a process is to the next
 PATIENCE = 10  # intervals; a process that is so far behind the others holds up no more of them
 LENGTH = 8  # bytes before each message between processes: how long it is
 
-Pair = tuple[socket.socket, socket.socket]  # the parent's end, and the child's
 Interval = tuple[float, Document, Histogram]  # when it ended, its figures, its response times
-
-log = logging.getLogger(__name__)
 
 
 class Messages(Handler):
@@ -227,16 +224,41 @@ class SharedLoad:
         self._finished = False
         self._workers: list[Worker] = []
         self._deadlines: list[Timer] = []
-        pairs = [socket.socketpair() for _ in range(plan.workers)]
-        for place in range(plan.workers):
-            process = os.fork()
-            if process == 0:
-                os._exit(_be(loop, pairs, addresses, replace(plan, worker=place)))  # pragma: no cover - see workers.py
-            self._workers.append(Worker(place + 1, process, self))
-        for worker, (ours, theirs) in zip(self._workers, pairs, strict=True):
-            theirs.close()
-            ours.setblocking(False)
-            worker.connection = Connection(loop, ours, worker, f"worker {worker.number}", max_buffer=sys.maxsize)
+        try:
+            for place in range(plan.workers):
+                self._start(addresses, replace(plan, worker=place))
+        except BaseException:
+            for worker in self._workers:
+                worker.gone = True
+                os.kill(worker.process, SIGKILL)
+                os.waitpid(worker.process, 0)
+                worker.connection.abort()
+            raise
+
+    def _start(self, addresses: Sequence[Address], plan: Plan) -> None:
+        """Start a process with a share of the load. Raises OSError where the system refuses one."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                body = partial(self._be, ours, theirs, addresses, plan)
+                process = spawn(self._loop, f"worker {plan.worker + 1}", body)
+            except OSError:
+                ours.close()
+                raise
+        ours.setblocking(False)
+        worker = Worker(plan.worker + 1, process, self)
+        self._workers.append(worker)
+        worker.connection = Connection(self._loop, ours, worker, f"worker {worker.number}", max_buffer=sys.maxsize)
+
+    def _be(self, ours: socket.socket, theirs: socket.socket, addresses: Sequence[Address], plan: Plan) -> int:
+        """Be a process with a share of the load; it ends with the parent only if no child holds the parent's ends."""
+        for sock in (ours, *(worker.connection.sock for worker in self._workers)):
+            sock.close()
+        theirs.setblocking(False)
+        with EventLoop() as loop:
+            Reporter(loop, theirs, addresses, plan)
+            loop.run()
+        return OK
 
     @property
     def connected(self) -> int:
@@ -360,22 +382,3 @@ class SharedLoad:
         self.tally.intervals = live.intervals
         self._watcher.load_over()
         self._watcher.load_done()
-
-
-def _be(loop: EventLoop, pairs: Sequence[Pair], addresses: Sequence[Address], plan: Plan) -> int:
-    """Be a process with a share of the load: the child, which has its parent's loop and sockets and wants but one."""
-    try:
-        loop.close()
-        sock = pairs[plan.worker][1]
-        for each in {sock for pair in pairs for sock in pair} - {sock}:
-            each.close()
-        sock.setblocking(False)
-        with EventLoop() as own:
-            for signum in filter(None, (SIGINT, SIGTERM, SIGHUP)):
-                own.add_signal_handler(signum, lambda: None)  # the parent heeds them, and tells us
-            Reporter(own, sock, addresses, plan)
-            own.run()
-    except BaseException:
-        log.exception("worker %d failed", plan.worker + 1)
-        return FAILED
-    return OK

@@ -1,13 +1,25 @@
-"""How many processes a command may be, and whether it may be more than one."""
+"""Processes: how many a command may be, how each is made, which signals end them, and how each ended."""
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
-import socket
+import signal
+from collections.abc import Callable
 
+from echopair.cli.command import FAILED
 from echopair.cli.options import UsageError
+from echopair.loop import SIGHUP, SIGINT, SIGTERM, EventLoop
 
 MAX_WORKERS = 1024
+ENDINGS = {signum for signum in (SIGINT, SIGTERM, SIGHUP) if signum}
+REMEDIES = {
+    errno.EAGAIN: "no more processes are allowed: raise ulimit -u or the cgroup's pids.max, or use fewer --workers",
+    errno.ENOMEM: "too little memory: use fewer --workers",
+}
+
+log = logging.getLogger(__name__)
 
 
 def workers(text: str) -> int:
@@ -24,6 +36,11 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def share(total: int, number: int, workers: int) -> int:
+    """Return the part of `total` that falls to worker `number`, from 0, of `workers`."""
+    return total // workers + (number < total % workers)
+
+
 def ending(status: int) -> str:
     """Say how a process ended, by its exit code (os.waitstatus_to_exitcode)."""
     return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
@@ -31,5 +48,42 @@ def ending(status: int) -> str:
 
 def check_possible() -> None:
     """Raise UsageError where this system cannot have workers."""
-    if not (hasattr(os, "fork") and hasattr(socket, "SO_REUSEPORT")):
-        raise UsageError("--workers needs fork() and SO_REUSEPORT, which this system lacks: leave it out")
+    if not hasattr(os, "fork"):
+        raise UsageError("--workers needs fork(), which this system lacks: leave it out")
+
+
+def heed(loop: EventLoop, callback: Callable[[], object]) -> None:
+    """Run `callback()` in the loop on each signal that ends a command; not on a SIGHUP that nohup(1) has it ignore."""
+    for signum in ENDINGS:
+        if not (signum == SIGHUP and loop.ignores(signum)):
+            loop.add_signal_handler(signum, callback)
+
+
+def spawn(loop: EventLoop, name: str, body: Callable[[], int]) -> int:
+    """Run `body()` in a child process, which closes its copy of `loop`; return the child's id.
+
+    What `body` returns is the child's exit status. A terminal or a supervisor sends the signals that end a command to
+    the whole process group, and the parent is the one to act on them: they are blocked before the child exists, and in
+    it for good. Raises OSError that names fork and the remedy (fork(2)).
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
+    try:
+        process = os.fork()
+        if process == 0:
+            os._exit(_be(loop, name, body))  # pragma: no cover - tracing begins anew with the next call
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno or 0, "use fewer --workers")
+        raise OSError(error.errno, f"cannot fork {name}: {os.strerror(error.errno or 0)} ({remedy})") from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return process
+
+
+def _be(loop: EventLoop, name: str, body: Callable[[], int]) -> int:
+    """Be the child."""
+    try:
+        loop.close()
+        return body()
+    except BaseException:
+        log.exception("%s failed", name)
+        return FAILED

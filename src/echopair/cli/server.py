@@ -16,15 +16,16 @@ from functools import partial
 
 from echopair.address import format_address, listen, parse_port
 from echopair.cli import options
-from echopair.cli.command import OK, Output, configure_logging, raise_descriptor_limit, run
-from echopair.cli.forking import check_possible, workers
-from echopair.loop import READ, SIGINT, SIGTERM, EventLoop
+from echopair.cli.command import FAILED, OK, Output, configure_logging, raise_descriptor_limit, run
+from echopair.cli.forking import check_possible, heed, share, workers
+from echopair.loop import READ, EventLoop
 from echopair.text import count, duration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from echopair.server.drain import Drain
     from echopair.server.echo import EchoServer
 
 EXAMPLES = """\
@@ -69,13 +70,11 @@ def _main(argv: Sequence[str] | None, output: Output) -> int:
         return _supervise(args, output)
     with EventLoop() as loop:
         listeners = listen(args.host, args.port, args.family, args.backlog, keepalive=args.keepalive)
-        for signum in (SIGINT, SIGTERM):
-            loop.add_signal_handler(signum, lambda: stop())  # noqa: PLW0108 - it is made below
+        heed(loop, lambda: stop())  # noqa: PLW0108 - it is made below
         _say(listeners, output)
         server = _server(loop, listeners, args)
         stop = Stop(loop, server, args.drain_timeout)
-        _run(loop, server)
-    return OK
+        return _run(loop, server, stop)
 
 
 def _supervise(args: argparse.Namespace, output: Output) -> int:
@@ -83,35 +82,43 @@ def _supervise(args: argparse.Namespace, output: Output) -> int:
     from echopair.cli.workers import Workers
 
     check_possible()
-    shared = partial(listen, args.host, family=args.family, backlog=args.backlog, shared=True, keepalive=args.keepalive)
-    first = shared(args.port)
-    port = first[0].getsockname()[1]
-    others = (shared(port) for _ in range(1, args.workers))
+    args.workers = min(args.workers, args.max_conns or args.workers)  # so that each has room for a connection
+    listeners = listen(args.host, args.port, args.family, args.backlog, keepalive=args.keepalive)
     with EventLoop() as loop:
-        crew = Workers(loop, [first, *others], partial(_work, args), args.drain_timeout + GRACE)
+        crew = Workers(loop, listeners, args.workers, partial(_work, args, listeners), args.drain_timeout + GRACE)
         try:
-            _say(first, output)  # now, for from here on signals are heeded
+            crew.start()
+            _say(listeners, output)
             loop.run()
         finally:
             crew.close()
         return crew.status
 
 
-def _work(args: argparse.Namespace, listeners: list[socket.socket], lifeline: int) -> int:
-    """Be a worker: serve until the lifeline ends or a signal comes."""
+def _work(
+    args: argparse.Namespace,
+    listeners: list[socket.socket],
+    number: int,
+    lifeline: int,
+    turn: Callable[[int], int],
+) -> int:
+    """Be worker `number`: serve a share of `--max-conns` until the lifeline says to end, or ends itself."""
+    if args.max_conns is not None:
+        args.max_conns = share(args.max_conns, number, args.workers)
     with EventLoop() as loop:
-        server = _server(loop, listeners, args)
+        server = _server(loop, listeners, args, turn=turn)
         stop = Stop(loop, server, args.drain_timeout)
-        for signum in (SIGINT, SIGTERM):
-            loop.add_signal_handler(signum, stop)
 
-        def end(_events: int) -> None:
-            loop.watch(lifeline, 0)
-            stop.drain()
+        def obey(_events: int) -> None:
+            told = os.read(lifeline, 2)
+            for _ in told:
+                stop()
+            if not told:  # the parent is gone
+                loop.watch(lifeline, 0)
+                stop.drain()
 
-        loop.watch(lifeline, READ, end)
-        _run(loop, server)
-    return OK
+        loop.watch(lifeline, READ, obey)
+        return _run(loop, server, stop)
 
 
 def _say(listeners: list[socket.socket], output: Output) -> None:
@@ -119,7 +126,7 @@ def _say(listeners: list[socket.socket], output: Output) -> None:
         output.line(f"Listening on {format_address(listener.getsockname())}", flush=True)
 
 
-def _run(loop: EventLoop, server: EchoServer) -> None:
+def _run(loop: EventLoop, server: EchoServer, stop: Stop) -> int:
     started = time.monotonic()
     loop.run()
     log.info(
@@ -129,9 +136,10 @@ def _run(loop: EventLoop, server: EchoServer) -> None:
         count(server.bytes_received, "byte"),
         count(server.bytes_sent, "byte"),
     )
+    return stop.status
 
 
-def _server(loop: EventLoop, listeners: list[socket.socket], args: argparse.Namespace) -> EchoServer:
+def _server(loop: EventLoop, listeners: list[socket.socket], args: argparse.Namespace, **options: Any) -> EchoServer:
     """Load and start the server; the first peers may wait in the listen queue already, and that is quick."""
     from echopair.server.echo import EchoServer, VerboseEchoServer
     from echopair.server.zerocopy import OTHER_DESCRIPTORS
@@ -151,6 +159,7 @@ def _server(loop: EventLoop, listeners: list[socket.socket], args: argparse.Name
         max_buffer=args.max_buffer,
         zero_copy=not args.no_zero_copy,
         processes=args.workers,
+        **options,
     )
     if args.idle_timeout is not None:
         from echopair.idle import IdleWatch
@@ -180,22 +189,27 @@ class Stop:
 
         self._server = server
         self._begin = partial(Drain, loop, server, drain_timeout, loop.stop)
-        self._give_up: Callable[[], object] | None = None
+        self._drain: Drain | None = None
+
+    @property
+    def status(self) -> int:
+        """The exit status: whether all that was owed could be sent."""
+        return FAILED if self._drain and self._drain.lost else OK
 
     def __call__(self) -> None:
         """Go one step further towards the end."""
-        if self._give_up:
-            self._give_up()
+        if self._drain:
+            self._drain.give_up()
         else:
             self.drain()
 
     def drain(self) -> None:
         """Go the first step, if that was not done yet."""
-        if self._give_up:
+        if self._drain:
             return
         if self._server.connections:
             log.info("stopping once %s got what is owed", count(len(self._server.connections), "connection"))
-        self._give_up = self._begin().give_up
+        self._drain = self._begin()
 
 
 def _parser() -> options.Parser:
@@ -212,7 +226,7 @@ def _parser() -> options.Parser:
     add("--backlog", metavar="N", type=options.count(1), help="length of the listen queue (default: the system's most)")
 
     add("--workers", metavar="N", type=options.checked(workers), default=1,
-        help="processes that share the port; auto: one a processor")
+        help="processes that share the port and --max-conns; auto: one a processor")
 
     add = parser.add_argument_group("limits").add_argument
     add("--max-conns", metavar="N", type=options.count(1),
@@ -224,7 +238,7 @@ def _parser() -> options.Parser:
     add("--keepalive", metavar="S", type=options.duration(1), default="60s",
         help="probe peers that are silent for S; one that vanished is noticed after twice that")
     add("--drain-timeout", metavar="S", type=options.duration(), default="5s",
-        help="how long SIGTERM and SIGINT wait for what is owed")
+        help="how long SIGTERM, SIGINT and SIGHUP wait for what is owed")
 
     add = parser.add_argument_group("misbehave on request, to test clients").add_argument
     add("--delay", metavar="LIST", type=options.delays,

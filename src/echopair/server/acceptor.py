@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # importing typing would take a tenth of the start
 ACCEPTS_PER_WAKEUP = 64  # a flood of connections shares each turn of the loop with those already there
 NEVER = -1.0
 QUEUE = 4096  # connections; as long as listen queues get unasked (listen(2), somaxconn)
+PATIENCE = 0.0002  # seconds; longer than a process that sleeps takes to wake up and accept
 RECOVERED_AFTER = 1.0  # seconds without a shortage; peers that come and go at the limit would flood the log
 RETRY_DELAY = 0.1  # seconds; descriptors and memory are freed by peers, and no event tells
 
@@ -47,7 +48,8 @@ class Acceptor:
 
     `room()` says how many more connections the owner takes; at 0 accepting pauses till `resume()`. Out of
     descriptors or memory (EMFILE, ENFILE, ENOBUFS, ENOMEM) it pauses too, and tries again on a timer or at
-    `resume()`; it says so once, until it has lasted a second without.
+    `resume()`; it says so once, until it has lasted a second without. `turn()` says how many to accept before it is
+    the turn of other processes that accept on the same listeners; at 0 they get PATIENCE seconds to come first.
     """
 
     def __init__(
@@ -56,11 +58,13 @@ class Acceptor:
         listeners: list[socket.socket],
         accepted: Callable[[socket.socket, Any], object],
         room: Callable[[], int] = lambda: ACCEPTS_PER_WAKEUP,
+        turn: Callable[[], int] = lambda: ACCEPTS_PER_WAKEUP,
     ) -> None:
         self._loop = loop
         self._listeners = listeners
         self._accepted = accepted
         self._room = room
+        self._turn = turn
         self._paused = True
         self._short_at = NEVER  # when descriptors or memory last fell short, until that is over
         self._retry: Timer | None = None
@@ -73,7 +77,7 @@ class Acceptor:
             self._paused = False
             self._forget_retry()
             for listener in self._listeners:
-                self._loop.watch(listener, READ, partial(self._accept, listener))
+                self._loop.watch(listener, READ, partial(self._ready, listener))
 
     def finish(self) -> None:
         """Accept who waits in the queues now, as far as there is room, then stop listening."""
@@ -103,9 +107,22 @@ class Acceptor:
             self._retry.cancel()
             self._retry = None
 
-    def _accept(self, listener: socket.socket, _events: int = READ) -> bool:
-        """Accept so many and no more; return whether there may be more."""
-        for _ in range(min(self._room(), ACCEPTS_PER_WAKEUP)):
+    def _ready(self, listener: socket.socket, _events: int) -> None:
+        turn = self._turn()
+        if turn > 0:
+            self._accept(listener, turn)
+        else:
+            self._pause()
+            self._retry = self._loop.call_later(PATIENCE, partial(self._insist, listener))
+
+    def _insist(self, listener: socket.socket) -> None:
+        """Accept a connection that no other process has accepted."""
+        self.resume()
+        self._accept(listener, 1)
+
+    def _accept(self, listener: socket.socket, most: int = ACCEPTS_PER_WAKEUP) -> bool:
+        """Accept up to `most`, and up to ACCEPTS_PER_WAKEUP; return whether there may be more."""
+        for _ in range(min(self._room(), most, ACCEPTS_PER_WAKEUP)):
             try:
                 sock, address = listener.accept()
             except BlockingIOError:

@@ -28,6 +28,7 @@ class Drain:
         self._server = server
         self._done = done
         self._gave_up = False
+        self.lost = 0  # bytes that were owed and cut
         server.emptied = self._emptied
         server.acceptor.finish()
         self._timer = loop.call_later(timeout, self.give_up)
@@ -38,15 +39,15 @@ class Drain:
     def give_up(self) -> None:
         """End what is left at once, and say what that costs."""
         self._gave_up = True
-        left = self._server.connections
+        left = [connection for connection in self._server.connections if not connection.closed]
         if left:
-            owed = sum(len(connection.outbound) + len(connection.inbound) for connection in left)
+            self.lost += sum(len(connection.outbound) + len(connection.inbound) for connection in left)
             log.warning(
-                "cutting %s that did not fall quiet, owed %s", count(len(left), "connection"), count(owed, "byte")
+                "cutting %s that did not fall quiet, owed %s", count(len(left), "connection"), count(self.lost, "byte")
             )
         for connection in left:
             connection.abort()
-        if not left and self._server.waiting:
+        if not self._server.connections and self._server.waiting:
             self._end()
 
     def _emptied(self) -> None:

@@ -44,6 +44,7 @@ class EchoServer(Handler):
         max_buffer: int = MAX_BUFFER,
         zero_copy: bool = True,
         processes: int = 1,
+        turn: Callable[[int], int] = lambda _connections: ACCEPTS_PER_WAKEUP,
     ) -> None:
         self.loop = loop
         self.addresses: list[Address] = [(listener.family, listener.getsockname()) for listener in listeners]
@@ -53,10 +54,11 @@ class EchoServer(Handler):
         self.bytes_received = 0  # by connections that have ended, as is bytes_sent
         self.bytes_sent = 0
         self._max_conns = max_conns
+        self._whose_turn = turn
         self._max_buffer = max_buffer
         self._streams = type(self).data_received is EchoServer.data_received
         self._pipes = Pipes(affordable(max_conns, processes)) if self._streams and zero_copy and splice else None
-        self.acceptor = Acceptor(loop, listeners, self._accepted, self._room)
+        self.acceptor = Acceptor(loop, listeners, self._accepted, self._room, self._turn)
 
     @property
     def waiting(self) -> int:
@@ -90,6 +92,7 @@ class EchoServer(Handler):
         self.connections.discard(connection)
         self.bytes_received += connection.bytes_received
         self.bytes_sent += connection.bytes_sent
+        self._turn()
         self.acceptor.resume()
         if not self.connections:
             self.emptied()
@@ -101,6 +104,9 @@ class EchoServer(Handler):
         self.connections.add(connection)
         self.connections_served += 1
         log.info("%s  connected (%d open)", connection.peer, len(self.connections))
+
+    def _turn(self) -> int:
+        return self._whose_turn(len(self.connections) + self.waiting)
 
     def _room(self) -> int:
         if self._max_conns is None:
