@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -25,15 +26,50 @@ log = logging.getLogger(__name__)
 def workers(text: str) -> int:
     """Read a number of workers."""
     if text == "auto":
-        return processors()
+        return min(processors(), MAX_WORKERS)
     if not (text.isascii() and text.isdigit() and len(text) < 9 and 0 < int(text) <= MAX_WORKERS):
         raise ValueError(f"{text!r} is not a number of workers: give one from 1 to {MAX_WORKERS}, or auto")
     return int(text)
 
 
-def processors() -> int:
-    """Return how many processors this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def processors(root: str = "/") -> int:
+    """Return how many processors this process may use: those it may run on, or what its cgroups grant, rounded up."""
+    runs_on = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(math.ceil(min(runs_on, _quota(root))), 1)
+
+
+def _quota(root: str) -> float:
+    """Return the least quota, in processors, of this process's cgroups and those above them (cgroups(7)).
+
+    A container may see its own cgroup at the top and a path from outside, so what is missing on the way is skipped.
+    """
+    try:
+        with open(os.path.join(root, "proc/self/cgroup")) as file:
+            memberships = [line.rstrip("\n").split(":", 2) for line in file]
+    except OSError:
+        return math.inf  # not Linux
+    least = math.inf
+    for _, controllers, path in memberships:
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        parts = path.strip("/").split("/")
+        for depth in range(len(parts) + 1):
+            inner = os.path.join(root, "sys/fs/cgroup", "cpu" * bool(controllers), *parts[:depth], "cpu.")
+            if controllers:  # cgroup v1
+                quota, period = _words(f"{inner}cfs_quota_us"), _words(f"{inner}cfs_period_us")
+            else:
+                quota, period = (words := _words(f"{inner}max"))[:1], words[1:]
+            if quota and period and quota[0] not in ("max", "-1"):
+                least = min(least, int(quota[0]) / int(period[0]))
+    return least
+
+
+def _words(path: str) -> list[str]:
+    try:
+        with open(path) as file:
+            return file.read().split()
+    except OSError:
+        return []
 
 
 def share(total: int, number: int, workers: int) -> int:
