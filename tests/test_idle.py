@@ -158,6 +158,15 @@ def test_watch_closed_by_its_own_callback_is_over(watched: Watched) -> None:
     assert not [timer for _, _, timer in watched.loop._timers if timer.callback]
 
 
+def test_a_look_that_fails_does_not_end_the_watch(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
+    connection = watched.connect("a")
+    connection.undelivered = lambda: 1 // 0
+    assert watched.after(TIMEOUT) == []
+    assert "ZeroDivisionError" in caplog.text
+    connection.undelivered = lambda: 0
+    assert watched.after(STEP) == ["a"]
+
+
 def test_callback_that_raises_does_not_end_the_watch(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
     watched.connect("a")
     watched.react = lambda _connection: 1 // 0

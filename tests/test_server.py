@@ -194,6 +194,31 @@ def test_out_of_resources_waits_without_spinning_and_says_so_once(world, loop, c
     assert read_all(peer, loop) == b"hello"
 
 
+@pytest.mark.parametrize("name", ["ENOMEM", "ENOSPC"])
+def test_a_listener_that_cannot_be_watched_again_is_tried_again(loop, clock, request, monkeypatch, caplog, name):
+    world = make(loop, request, max_conns=1)
+    first = world.connect()
+    world.connect(served=False)
+    settle(loop)
+
+    def watch(fileobj, events, callback=None):
+        if fileobj is world.listener and events:
+            raise OSError(getattr(errno, name), "out of watches")
+        EventLoop.watch(loop, fileobj, events, callback)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "watch", watch)
+        first.close()
+        run_until(loop, lambda: not world.server.connections)
+        clock.advance(RETRY_DELAY)
+        settle(loop)
+        assert world.server.connections_served == 1
+    clock.advance(RETRY_DELAY)
+    settle(loop)
+    assert world.server.connections_served == 2
+    assert caplog.text.count("not accepting for now: out of watches") == 1
+
+
 def test_a_full_server_lets_the_loop_sleep_while_others_wait(loop, request, selector):
     world = make(loop, request, max_conns=1)
     world.connect()
@@ -568,6 +593,15 @@ def test_giving_up_with_nothing_left_says_nothing(world, loop, done, caplog):
     drain.give_up()
     settle(loop)
     assert not caplog.text
+
+
+def test_a_server_that_cannot_be_closed_does_not_hold_the_end(world, loop, done, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        patch.setattr(world.server, "close", lambda: 1 // 0)
+        Drain(loop, world.server, 5, done)
+        settle(loop)
+    assert done.count == 1
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_a_connection_lost_as_the_drain_begins_is_not_waited_for(world, loop, done):

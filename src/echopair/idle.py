@@ -45,6 +45,14 @@ class IdleWatch:
 
     def _sweep(self) -> None:
         now = self._loop.now
+        due = now + self._step
+        try:
+            due = max(due, self._tell(now) + self._timeout)
+        finally:  # or silence would go unnoticed from here on
+            self._timer = self._loop.call_at(due, self._sweep)
+
+    def _tell(self, now: float) -> float:
+        """Report the silent connections; return since when the quietest of the others has been so."""
         told, self._told = self._told, {}
         oldest = now
         for connection in self._connections:
@@ -59,4 +67,4 @@ class IdleWatch:
             if since > connection.active_at:
                 self._told[connection] = since, undelivered
             oldest = min(oldest, since)
-        self._timer = self._loop.call_at(max(oldest + self._timeout, now + self._step), self._sweep)
+        return oldest

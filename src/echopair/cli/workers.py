@@ -92,19 +92,16 @@ class Workers:
 
     def stop(self) -> None:
         """Let the workers finish what is owed and end; the second time, not even that."""
+        again, self._stopping = self._stopping, True
+        self._close_listeners()  # first, so that the last worker that accepts closes the queue
+        for timer in self._restarts.values():
+            timer.cancel()
         for worker in self._running.values():
             try:
                 os.write(worker.lifeline, b".")
             except BrokenPipeError:
                 pass  # it has just ended
-        if self._stopping:
-            self._loop.call_later(HURRY, self._kill)
-            return
-        self._stopping = True
-        self._close_listeners()  # the last worker to stop accepting closes the queue
-        for timer in self._restarts.values():
-            timer.cancel()
-        self._loop.call_later(self._patience, self._kill)
+        self._loop.call_later(HURRY if again else self._patience, self._kill)
         self._end_if_over()
 
     def close(self) -> None:

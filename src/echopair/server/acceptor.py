@@ -76,8 +76,11 @@ class Acceptor:
         if self._paused:
             self._paused = False
             self._forget_retry()
-            for listener in self._listeners:
-                self._loop.watch(listener, READ, partial(self._ready, listener))
+            try:
+                for listener in self._listeners:
+                    self._loop.watch(listener, READ, partial(self._ready, listener))
+            except OSError as error:  # ENOMEM, ENOSPC (epoll_ctl(2)); else nothing would try again
+                self._wait_for_resources(error)
 
     def finish(self) -> None:
         """Accept who waits in the queues now, as far as there is room, then stop listening."""

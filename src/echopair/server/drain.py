@@ -57,8 +57,10 @@ class Drain:
     def _end(self) -> None:
         self._timer.cancel()
         self._quiet_watch.close()
-        self._server.close()
-        self._done()
+        try:
+            self._server.close()
+        finally:  # or the process would never end
+            self._done()
 
     def _quiet(self, connection: Connection) -> None:
         if connection.closed or connection.outbound or connection.inbound:
