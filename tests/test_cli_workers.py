@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import signal
 import socket
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ from echopair.cli.command import FAILED, OK, USAGE
 from echopair.cli.workers import ABSENT, Spread, Workers
 from echopair.loop import EventLoop
 from helpers import HUNG, LOCALHOST, run_client, running, running_server
+
+APART = 0.6  # seconds; two signals that come closer together may count as one
 
 
 def children(process) -> list[int]:
@@ -131,6 +135,18 @@ def test_the_worker_with_the_fewest_connections_is_next():
 # Signals
 
 
+def read_log(server, text: bytes, nudge=lambda: None) -> None:
+    """Read the log until it says this; while it says nothing, `nudge()` now and then."""
+    said = b""
+    while text not in said:
+        if select.select([server.stderr], [], [], APART)[0]:
+            read = os.read(server.stderr.fileno(), 65536)
+            assert read, f"not said in {said!r}"
+            said += read
+        else:
+            nudge()
+
+
 def slow_readers(port: int, count: int, each: int) -> list[socket.socket]:
     """Peers that have sent so many bytes and read none of the echo."""
     peers = [connect(port, SO_RCVBUF=4096) for _ in range(count)]
@@ -154,8 +170,7 @@ def test_a_signal_to_the_whole_group_loses_nothing_that_is_owed(signum):
     with running_server(*options, start_new_session=True, preexec_fn=heed_hang_ups) as (server, port):
         peers = slow_readers(port, 8, 2 << 20)
         os.killpg(server.pid, signum)
-        while "stopping once" not in server.stderr.readline():
-            pass
+        read_log(server, b"stopping once")
         assert [received(peer) for peer in peers] == [2 << 20] * 8
         server.communicate(timeout=HUNG)
     assert server.returncode == OK
@@ -184,12 +199,12 @@ def test_a_second_signal_to_the_group_does_not_wait_and_what_that_loses_is_a_fai
         with pytest.raises(TimeoutError):  # every buffer on the way is full
             peer.sendall(bytes(64 << 20))
         os.killpg(server.pid, signal.SIGTERM)
-        while "stopping once" not in server.stderr.readline():
-            pass
-        os.killpg(server.pid, signal.SIGTERM)
-        _, log = server.communicate(timeout=HUNG)
+        read_log(server, b"stopping once")
+        again = partial(os.killpg, server.pid, signal.SIGTERM)
+        again()
+        read_log(server, b"warning: cutting 1 connection that did not fall quiet, owed ", again)
+        server.communicate(timeout=HUNG)
         peer.close()
-    assert "warning: cutting 1 connection that did not fall quiet, owed " in log
     assert server.returncode == FAILED
 
 
