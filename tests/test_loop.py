@@ -12,10 +12,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
-from echopair.loop import MAX_WAIT, READ, TIMERS, WRITE, EventLoop, LeanEpollSelector
+from echopair.loop import AS_ONE, ENDINGS, MAX_WAIT, READ, TIMERS, WRITE, EventLoop, LeanEpollSelector
 from helpers import HUNG, Clock, run_until
 
 pytestmark = pytest.mark.every_selector
@@ -236,19 +237,6 @@ def test_timer_set_by_a_timer_waits_for_the_next_turn(loop: EventLoop) -> None:
     assert calls == ["second"]
 
 
-def test_who_asks_a_stuck_loop_again_to_end_ends_the_process(loop: EventLoop, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended: list[object] = []
-    monkeypatch.setattr(signal, "signal", lambda signum, handler: ended.append((signum, handler)))
-    monkeypatch.setattr(signal, "raise_signal", ended.append)
-    loop._on_signal(signal.SIGUSR1, None)
-    loop._on_signal(signal.SIGUSR1, None)
-    loop._on_signal(signal.SIGTERM, None)
-    assert ended == []
-    loop._on_signal(signal.SIGINT, None)
-    assert ended == [(signal.SIGINT, signal.SIG_DFL), signal.SIGINT]
-    loop._signals.clear()
-
-
 def test_cancelled_timer_never_runs(loop: EventLoop, clock: Clock) -> None:
     calls: list[str] = []
     timer = loop.call_later(1, lambda: calls.append("cancelled"))
@@ -455,6 +443,71 @@ def test_signal_that_finds_the_socket_full_is_not_complained_of(
     os.kill(os.getpid(), signal.SIGUSR1)
     run_until(loop, lambda: not selector.select(0))
     assert complaints == []
+
+
+@pytest.fixture
+def calls(loop: EventLoop) -> list[int]:
+    """The signals that ask to end, as the loop calls back on them."""
+    calls: list[int] = []
+    for signum in ENDINGS:
+        loop.add_signal_handler(signum, partial(calls.append, signum))
+    return calls
+
+
+def send(*signums: int) -> None:
+    for signum in signums:
+        os.kill(os.getpid(), signum)
+
+
+@pytest.mark.parametrize("handled_between", [True, False])
+@pytest.mark.parametrize("second", sorted(ENDINGS))
+def test_requests_to_end_within_half_a_second_are_one_the_first(
+    loop: EventLoop, clock: Clock, calls: list[int], second: int, *, handled_between: bool
+) -> None:
+    send(signal.SIGTERM)
+    if handled_between:
+        run_until(loop, lambda: calls)
+    clock.advance(AS_ONE - 0.001)
+    send(second)
+    run_until(loop, lambda: calls)
+    loop.run_once(0)
+    assert calls == [signal.SIGTERM]
+    clock.advance(0.001)
+    send(second)
+    run_until(loop, lambda: len(calls) == 2)
+    assert calls == [signal.SIGTERM, second]
+
+
+def test_a_second_request_to_end_ends_a_stuck_loop(
+    loop: EventLoop, clock: Clock, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(signal, "raise_signal", lambda signum: ended.append((signum, signal.getsignal(signum))))
+    loop.add_signal_handler(signal.SIGUSR1, lambda: None)
+    send(signal.SIGUSR1, signal.SIGTERM)
+    clock.advance(AS_ONE)
+    send(signal.SIGUSR1)
+    assert ended == []
+    send(signal.SIGINT)
+    assert ended == [(signal.SIGINT, signal.SIG_DFL)]
+
+
+def test_a_signal_is_not_missed_that_arrives_while_its_handler_is_set(
+    loop: EventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    set_handler = signal.signal
+
+    def set_and_arrive(signum: int, handler: object) -> object:
+        previous = set_handler(signum, handler)
+        send(signum)
+        return previous
+
+    with monkeypatch.context() as patched:
+        patched.setattr(signal, "signal", set_and_arrive)
+        loop.add_signal_handler(signal.SIGUSR1, lambda: calls.append("USR1"))
+    loop.run_once(HUNG)
+    assert calls == ["USR1"]
 
 
 @pytest.mark.usefixtures("_handled_elsewhere")

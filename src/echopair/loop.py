@@ -31,7 +31,9 @@ SIGTERM = signal.SIGTERM
 SIGCHLD: int = getattr(signal, "SIGCHLD", 0)  # these not everywhere
 SIGKILL: int = getattr(signal, "SIGKILL", 0)
 SIGHUP: int = getattr(signal, "SIGHUP", 0)
+ENDINGS = {signum for signum in (SIGINT, SIGTERM, SIGHUP) if signum}  # each asks to end
 
+AS_ONE = 0.5  # seconds; what asks to end within them, as a shell and a supervisor both may, asks once
 MAX_WAIT = 24 * 3600.0  # seconds; poll(2) and epoll_wait(2) take milliseconds in an int
 EVENTS_PER_TURN = 256
 ALL = 31  # EPOLLIN, EPOLLPRI, EPOLLOUT, EPOLLERR, EPOLLHUP (epoll_ctl(2))
@@ -115,6 +117,7 @@ class EventLoop:
         self._stopping = False
         self._signal_handlers: dict[int, tuple[Callable[[], object], Any]] = {}
         self._signals: deque[int] = deque()  # that arrived and were not yet handled
+        self._asked_to_end_at = float("-inf")
         self._previous_wakeup_fd: int | None = None
         self._wakeup_receiver, self._wakeup_sender = socket.socketpair()
         self._wakeup_receiver.setblocking(False)
@@ -169,15 +172,16 @@ class EventLoop:
         """Run `callback()` in the loop whenever signal `signum` arrives.
 
         The interrupted frame only notes the number, and the interpreter wakes the loop (signal.set_wakeup_fd), so the
-        callback may do anything. `close()` restores what stood before. Raises ValueError outside the main thread.
+        callback may do anything. Those of ENDINGS that arrive within AS_ONE seconds count as one, the first of them.
+        `close()` restores what stood before. Raises ValueError outside the main thread.
         """
+        before = signal.set_wakeup_fd(self._wakeup_sender.fileno(), warn_on_full_buffer=False)  # first: none is missed
+        if self._previous_wakeup_fd is None:
+            self._previous_wakeup_fd = before
         previous = signal.signal(signum, self._on_signal)
         if signum in self._signal_handlers:
             previous = self._signal_handlers[signum][1]
         self._signal_handlers[signum] = (callback, previous)
-        before = signal.set_wakeup_fd(self._wakeup_sender.fileno(), warn_on_full_buffer=False)
-        if self._previous_wakeup_fd is None:
-            self._previous_wakeup_fd = before
 
     def ignores(self, signum: int) -> bool:
         """Return whether whoever started this process had it ignore a signal, as nohup(1) does with SIGHUP."""
@@ -271,10 +275,15 @@ class EventLoop:
             log.exception("a callback failed")
 
     def _on_signal(self, signum: int, _frame: object) -> None:
-        """Note the signal. Who has to ask to end while that was asked already finds the loop stuck, as in a write."""
-        if signum in (SIGINT, SIGTERM) and not {SIGINT, SIGTERM}.isdisjoint(self._signals):
-            signal.signal(signum, signal.SIG_DFL)
-            signal.raise_signal(signum)
+        """Note the signal. If the loop has not yet handled a request to end, a second one ends a stuck process."""
+        if signum in ENDINGS:
+            now = self.clock()
+            if now - self._asked_to_end_at < AS_ONE:
+                return
+            self._asked_to_end_at = now
+            if not ENDINGS.isdisjoint(self._signals):
+                signal.signal(signum, signal.SIG_DFL)
+                signal.raise_signal(signum)
         self._signals.append(signum)
 
     def _on_wakeup(self, _events: int) -> None:
