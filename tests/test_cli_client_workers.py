@@ -13,12 +13,13 @@ from math import fsum
 import pytest
 
 from echopair.cli import client as command
-from echopair.cli.client_workers import PATIENCE, SharedLoad
+from echopair.cli.client_workers import PATIENCE, TOLD, Reporter, SharedLoad
 from echopair.cli.command import FAILED, INTERRUPTED, OK, USAGE
 from echopair.client.load import Plan, Watcher
+from echopair.connection import Connection
 from echopair.loop import EventLoop
 from echopair.measure.tally import Tally
-from helpers import HUNG, LOCALHOST, run_until, running_server
+from helpers import HUNG, LOCALHOST, Recorder, run_until, running_server
 from test_cli_workers import Fork, children, until
 from test_measure_schema import VALIDATOR
 
@@ -288,6 +289,25 @@ def test_a_start_without_room_for_all_workers_takes_one_line_and_leaves_nothing(
     assert said.out == ""
     assert len(fork.made) == fails - 1
     assert not any(os.path.exists(f"/proc/{process}") for process in fork.made)
+
+
+def test_a_worker_that_has_told_its_result_tells_nothing_more(loop, clock):
+    ours, theirs = socket.socketpair()
+    for sock in (ours, theirs):
+        sock.setblocking(False)
+    with socket.create_server((LOCALHOST, 0)) as gone:
+        addresses = [(socket.AF_INET, gone.getsockname())]
+    parent = Recorder()
+    connection = Connection(loop, ours, parent, "the worker")
+    Reporter(loop, theirs, addresses, Plan(conns=1, count=1))
+    run_until(loop, lambda: "eof" in parent.events)
+    told = parent.received
+    clock.advance(TOLD)
+    loop.run_once(0)  # a RuntimeError here, send() after send_eof(), was in the log of every seventh run
+    connection.send_eof()
+    run_until(loop, lambda: "lost" in parent.events)
+    assert told.count(b"progress") == 2
+    assert parent.received == told
 
 
 def test_workers_need_fork(monkeypatch, capsys):

@@ -66,7 +66,8 @@ class Reporter(Messages, Watcher):
         self._busy = Busy(loop.clock)
         self._parent = Connection(loop, sock, self, "parent", max_buffer=sys.maxsize)
         self._load = Load(loop, addresses, plan, self)
-        self._timer: Timer = loop.call_later(TOLD, self._tell_progress)
+        self._timer: Timer
+        self._tick()
 
     def on_begin(self, when: float) -> None:
         """Begin, with all others."""
@@ -109,8 +110,8 @@ class Reporter(Messages, Watcher):
 
     def load_done(self) -> None:
         """Tell everything, and end."""
-        self._tell_progress()
         self._timer.cancel()
+        self._tell_progress()
         tally = self._load.tally
         generator = tally.generator(*self._busy.figures, shared=False)
         tally.intervals = []
@@ -118,8 +119,11 @@ class Reporter(Messages, Watcher):
         tell(self._parent, "done", tally, ends_at, generator)
         self._parent.send_eof()
 
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(TOLD, self._tick)  # the one place that sets it: none is lost uncancelled
+        self._tell_progress()
+
     def _tell_progress(self) -> None:
-        self._timer = self._loop.call_later(TOLD, self._tell_progress)
         tell(self._parent, "progress", self._load.connected, self._load.tally.echoed)
 
 

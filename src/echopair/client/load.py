@@ -294,6 +294,7 @@ class Load:
             self._at("begin", max(when, self.plan.start_at or 0.0), self._warm_up)
 
     def _at(self, name: str, when: float, callback: Callable[[], object]) -> None:
+        self._cancel(name)
         self._timers[name] = self._loop.call_at(when, callback)
 
     def _warm_up(self) -> None:
