@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
-import stat
+import select
 import sys
 import time
 from collections.abc import Callable, Sequence
 
 from echopair.address import AddressError, explain
-from echopair.cli.options import UsageError
+from echopair.cli.options import Answer, UsageError
+from echopair.cli.streams import Aside, Writer, descriptor_of
 from echopair.text import count, reason
 
 TYPE_CHECKING = False
@@ -25,81 +25,114 @@ HUNG_UP = 129  # 128 + SIGHUP, as shells have it
 INTERRUPTED = 130  # 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
 
+BUFFERED = 8 * 1024  # bytes of output written together
+MAX_WAITING = 1024 * 1024  # bytes of events that wait for a slow reader; then the command waits, too
+PATIENCE = 0.25  # seconds
 LINES_PER_SECOND = 200  # in the log, of what peers cause; warnings are few and always shown
 
 log = logging.getLogger(__name__)
 
 
 class Output:
-    """Standard output, for lines of text; when it takes no more, `failed` is called, once, and the rest is dropped."""
+    """Standard output, for lines of text; when it takes no more, `failed` is called, once, and the rest is dropped.
+
+    It writes bytes to the descriptor and counts what that takes. Python's own stream loses what a
+    non-blocking descriptor has no room for, and with PYTHONUNBUFFERED it does so without an error.
+    """
 
     def __init__(self, stream: TextIO | None) -> None:  # None where the shell says >&-
         self._stream = stream
+        self._descriptor = descriptor_of(stream) if stream else None
+        self._writer: Writer | None = None
+        self._waiting = bytearray()  # to be written
+        self._most = 0 if stream and stream.isatty() else BUFFERED
         self.failure: OSError | None = None
         self.failed: Callable[[], object] = lambda: None
 
     def line(self, text: str, *, flush: bool = False) -> None:
-        """Print one line, at once where `flush` is true."""
-        self._write(text + "\n")
-        if flush:
+        """Print one line, at once if `flush` is true or a terminal shows it."""
+        self._add(text + "\n")
+        if flush or len(self._waiting) > self._most:
             self.flush()
 
     def text(self, text: str) -> None:
         """Print several lines, the last of them ended, at once."""
-        self._write(text, flush=True)
+        self._add(text)
+        self.flush()
+
+    def event(self, text: str) -> None:
+        """Print one line; if there is no room it waits for the next one, and beyond MAX_WAITING bytes, the caller."""
+        self._add(text + "\n")
+        if self._descriptor is not None and len(self._waiting) <= MAX_WAITING:
+            self._writer = self._writer or Writer(self._descriptor)
+            self._write(self._writer.write)
+        else:
+            self.flush()
 
     def flush(self) -> None:
-        """Bring out what is buffered."""
-        self._write("", flush=True)
+        """Write all that waits, however long the reader takes."""
+        self._write(self._write_or_wait)
 
-    def _write(self, text: str, *, flush: bool = False) -> None:
-        if self._stream is None or self.failure:
-            return
+    def close(self) -> None:
+        """Give back what was opened."""
+        if self._writer:
+            self._writer.close()
+
+    def _add(self, text: str) -> None:
+        if self._stream and not self.failure:
+            self._waiting += text.encode(self._stream.encoding or "utf-8", "backslashreplace")
+
+    def _write(self, write: Callable[[bytearray], int]) -> None:
         try:
-            self._stream.write(text)
-            if flush:
-                self._stream.flush()
+            while self._waiting and (written := write(self._waiting)):
+                del self._waiting[:written]
         except OSError as error:
             self.failure = error
-            _point_at_null(self._stream.fileno())  # lest the interpreter complain of what is buffered as it exits
+            self._waiting.clear()
             self.failed()
+
+    def _write_or_wait(self, data: bytearray) -> int:
+        if self._descriptor is None:
+            assert self._stream is not None  # noqa: S101 - nothing waits for it
+            self._stream.write(data.decode(self._stream.encoding or "utf-8"))
+            self._stream.flush()
+            return len(data)
+        while True:
+            try:
+                return os.write(self._descriptor, data)
+            except BlockingIOError:
+                select.select([], [self._descriptor], [])
 
 
 def run(name: str, body: Callable[[Sequence[str] | None, Output], int], argv: Sequence[str] | None) -> int:
     """Run a command's `body` and return its exit status; what a user or a network can cause takes one line."""
     _open_standard_streams()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # whatever peers and users write can be shown
     output = Output(sys.stdout)
     try:
         status = body(argv, output)
+    except Answer as answer:
+        output.text(str(answer))
+        status = OK
     except UsageError as error:
-        return complain(name, f"{error}; see {name} --help", USAGE)
+        status = complain(name, f"{error}; see {name} --help", USAGE)
     except AddressError as error:
-        return complain(name, str(error), FAILED)
+        status = complain(name, str(error), FAILED)
     except OSError as error:  # out of descriptors before there is a connection to blame it on
-        return complain(name, explain(error), FAILED)
+        status = complain(name, explain(error), FAILED)
     except KeyboardInterrupt:
-        return complain(name, "interrupted", INTERRUPTED)
-    except AttributeError as error:  # argparse, interrupted halfway, fails to tidy up after itself
-        if not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        return complain(name, "interrupted", INTERRUPTED)
-    except SystemExit as done:  # --help and --version
-        status = int(done.code or OK)
+        status = complain(name, "interrupted", INTERRUPTED)
     output.flush()
+    output.close()
     if output.failure and status == OK:
         status = complain(name, f"cannot write to standard output: {reason(output.failure)}", FAILED)
     return status
 
 
 def complain(name: str, message: str, status: int) -> int:
-    """Say what is wrong, in one line on standard error, and return `status`."""
-    if sys.stderr:  # None where the shell says 2>&-, and then print would go to standard output
-        try:
-            print(f"{name}: {message}", file=sys.stderr)
-        except OSError:
-            pass  # there is nowhere left to say it; the status still tells
+    """Say what is wrong, in one line on standard error, and return `status`; a reader has PATIENCE to make room."""
+    aside = Aside()
+    aside.write(f"{name}: {message}\n", PATIENCE)
+    aside.close()
     return status
 
 
@@ -118,74 +151,34 @@ def raise_descriptor_limit() -> float:
     return float("inf") if hard == resource.RLIM_INFINITY else hard
 
 
-def open_anew(descriptor: int) -> int | None:
-    """Open the pipe or terminal that `descriptor` is a second time, to write without blocking; None where that fails.
-
-    O_NONBLOCK belongs to the open file description, which others share (fcntl(2)); one of our own is nobody's business.
-    """
-    mode = os.fstat(descriptor).st_mode
-    if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
-        return None
-    try:
-        return os.open(f"/dev/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    except OSError:  # /dev/fd is missing, or the terminal somebody else's
-        return None
-
-
-class Aside:
-    """Standard error, for what is shown while a command works: whoever does not read it misses it."""
-
-    def __init__(self) -> None:
-        self._anew = open_anew(2) if sys.stderr is sys.__stderr__ and sys.stderr else None
-
-    def write(self, text: str) -> None:
-        """Write `text`, or as much of it as is taken at once."""
-        try:
-            if self._anew is not None:
-                os.write(self._anew, text.encode(sys.stderr.encoding, "replace"))
-            elif sys.stderr:
-                sys.stderr.write(text)
-                sys.stderr.flush()
-        except OSError:
-            pass  # full, or gone
-
-    def close(self) -> None:
-        """Give back what was opened."""
-        if self._anew is not None:
-            os.close(self._anew)
-            self._anew = None
-
-
 def configure_logging(level: int) -> None:
-    """Log to standard error, one line an event, from `level` on; whoever does not read it keeps nobody waiting."""
-    handler: logging.Handler = logging.StreamHandler() if sys.stderr else logging.NullHandler()
-    anew = open_anew(2) if sys.stderr is sys.__stderr__ and sys.stderr else None
-    if anew is not None:
-        handler = ImpatientHandler(anew)
+    """Log to standard error, one line an event, from `level` on."""
+    handler = AsideHandler()
     handler.setFormatter(LineFormatter(colour=bool(sys.stderr) and wants_colour(sys.stderr)))
     handler.addFilter(LineLimit(LINES_PER_SECOND, time.monotonic))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.raiseExceptions = False  # a log that nobody can read any more is no reason to stop serving
 
 
-class ImpatientHandler(logging.Handler):
-    """Writes lines to a non-blocking descriptor; what that does not take is left out, and counted in the next line."""
+class AsideHandler(logging.Handler):
+    """Writes lines to standard error; what that does not take at once is left out, and counted in the next line."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._descriptor = descriptor
+        self._aside = Aside()
         self._left_out = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line, or none."""
         line = self.format(record) + "\n"
         if self._left_out:
-            line = f"({count(self._left_out, 'line')} left out, for nobody read them)\n{line}"
-        try:
-            os.write(self._descriptor, line.encode(errors="backslashreplace"))
-            self._left_out = 0
-        except OSError:
-            self._left_out += 1
+            line = f"({count(self._left_out, 'line')} left out: nobody read them)\n{line}"
+        self._left_out = 0 if self._aside.write(line) else self._left_out + 1
+
+    def close(self) -> None:
+        """Close what was opened."""
+        self._aside.close()
+        super().close()
 
 
 class LineFormatter(logging.Formatter):

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import argparse
 import os
-import stat
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
 from echopair.address import Address, tell_attempts
-from echopair.cli.command import FAILED, OK, Output, complain, open_anew
+from echopair.cli.command import FAILED, OK, Output, complain
 from echopair.cli.reaching import Reach
+from echopair.cli.streams import Writer
 from echopair.client.echo import EchoClient
-from echopair.client.pipe import PIPE_BUF, Pipe
+from echopair.client.pipe import Pipe
 from echopair.client.session import FULL, LENGTH, NONE, Session
-from echopair.connection import READ_SIZE, Connection
+from echopair.connection import Connection
 from echopair.loop import EventLoop
 from echopair.text import count, duration, printable, size
 
@@ -73,54 +73,50 @@ def converse(args: argparse.Namespace, output: Output) -> int:
         )
         for number in range(1, args.conns + 1)
     ]
-    status, line = _run(args, output, sessions)
-    output.line(line)
+    with EventLoop() as loop:  # a signal means what the loop makes of it until all is written
+        status, line = _run(loop, args, output, sessions)
+        output.line(line, flush=True)
     return status
 
 
 def pipe(args: argparse.Namespace, output: Output) -> int:
     """Send standard input, write the echo to standard output, and return the exit status."""
-    with ExitStack() as stack:
-        sink = open_anew(1)
-        never_blocks = sink is not None or stat.S_ISREG(os.fstat(1).st_mode)
-        sink = os.dup(1) if sink is None else sink
-        stack.callback(os.close, sink)
-        session = Pipe(1, iter(()), verify=args.verify, sink=sink, sink_limit=READ_SIZE if never_blocks else PIPE_BUF)
-        status, line = _run(args, output, [session])
-    if status not in (OK, FAILED) or (sys.stderr and sys.stderr.isatty()):
-        complain("echo-client", line, OK)
+    with EventLoop() as loop, closing(Writer(1)) as writer:
+        session = Pipe(1, iter(()), verify=args.verify, sink=writer.descriptor, write=writer.write)
+        status, line = _run(loop, args, output, [session])
+        if status not in (OK, FAILED) or (sys.stderr and sys.stderr.isatty()):
+            complain("echo-client", line, OK)
     return status
 
 
-def _run(args: argparse.Namespace, output: Output, sessions: Sequence[Session]) -> tuple[int, str]:
+def _run(loop: EventLoop, args: argparse.Namespace, output: Output, sessions: Sequence[Session]) -> tuple[int, str]:
     """Run the sessions, complain of what failed, and return the exit status and the line that sums it up."""
-    with EventLoop() as loop:
-        reach = Reach(loop, args)
-        clients: list[EchoClient] = []
+    reach = Reach(loop, args)
+    clients: list[EchoClient] = []
+    started = loop.clock()
+
+    def begin(addresses: list[Address]) -> None:
+        nonlocal started
         started = loop.clock()
+        client = EchoClient(
+            loop,
+            addresses,
+            sessions,
+            done=reach.done,
+            timeout=args.timeout,
+            connect_timeout=args.connect_timeout,
+            source=args.source,
+            all_addresses=args.all_addresses,
+        )
+        clients.append(client)
+        output.failed = client.stop
 
-        def begin(addresses: list[Address]) -> None:
-            nonlocal started
-            started = loop.clock()
-            client = EchoClient(
-                loop,
-                addresses,
-                sessions,
-                done=reach.done,
-                timeout=args.timeout,
-                connect_timeout=args.connect_timeout,
-                source=args.source,
-                all_addresses=args.all_addresses,
-            )
-            clients.append(client)
-            output.failed = client.stop
+    def stop() -> None:
+        clients[0].stop()
 
-        def stop() -> None:
-            clients[0].stop()
-
-        reach.run(begin, stop)
-        seconds = loop.clock() - started
-        sent, received = clients[0].bytes_moved() if clients else (0, 0)
+    reach.run(begin, stop)
+    seconds = loop.clock() - started
+    sent, received = clients[0].bytes_moved() if clients else (0, 0)
     failures = [session.failure for session in sessions if session.failure]
     for failure in failures[:FAILURES_SHOWN]:
         complain("echo-client", failure.story, FAILED)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
-from echopair.cli.command import Aside, columns, wants_colour
+from echopair.cli.command import columns, wants_colour
+from echopair.cli.streams import Aside
 from echopair.loop import EventLoop, Timer
 from echopair.measure.document import Document
 from echopair.text import count, duration, figure, size

@@ -41,6 +41,10 @@ class UsageError(Exception):
     """What the user wrote makes no sense; says which part, and what would."""
 
 
+class Answer(Exception):  # noqa: N818 - it is no error
+    """What the user asked to be shown instead of the command's work: the help, the version."""
+
+
 def size(least: int = 0) -> Callable[[str], int]:
     """Return a reader of sizes: bytes, or with K, M or G (1024)."""
     return _quantity("a size", SIZE_UNITS, "a number of bytes, or with K, M, G (1024), like 64K", least, whole=True)
@@ -277,6 +281,10 @@ class Parser(argparse.ArgumentParser):
         if message.endswith("expected one argument"):
             message += " (one that begins with - is written --option=-value)"
         raise UsageError(message.removeprefix("argument "))
+
+    def _print_message(self, message: str, file: object = None) -> NoReturn:  # noqa: ARG002 - argparse has it
+        """Raise Answer: argparse itself would print to a stream that may lose a part of it."""
+        raise Answer(message)
 
     def _take_defaults_from(self, environ: Mapping[str, str]) -> None:
         for action in self._actions:

@@ -3,15 +3,15 @@
 Back-pressure runs both ways: input is read only when the kernel has taken all that was read before, and the
 connection stops reading when its `inbound` is full of bytes that the output has not taken.
 
-Neither descriptor is made non-blocking, for others share it (fcntl(2), O_NONBLOCK): input is read only when it is
-ready, and output that may block gets PIPE_BUF bytes at a time, which a pipe that is ready takes (pipe(7)). Regular
-files are always ready, and epoll refuses them.
+Neither descriptor is made non-blocking, because others share it (fcntl(2), O_NONBLOCK): input is read only when it
+is ready, and output is written by a function that does not block. Regular files are always ready, and epoll refuses
+them.
 """
 
 from __future__ import annotations
 
 import os
-import select
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from echopair.client.session import FULL, LENGTH, Session, error_name
@@ -19,7 +19,6 @@ from echopair.connection import READ_SIZE, Connection
 from echopair.loop import READ, WRITE
 from echopair.text import count, reason, size
 
-PIPE_BUF = getattr(select, "PIPE_BUF", 512)  # bytes; POSIX grants 512, Windows has no such thing
 MAX_OUTSTANDING = 64 * 1024 * 1024  # bytes kept to compare the echo with
 
 
@@ -27,13 +26,13 @@ MAX_OUTSTANDING = 64 * 1024 * 1024  # bytes kept to compare the echo with
 class Pipe(Session):
     """Sends what descriptor `source` yields, half-closes at its end, and writes the echo to descriptor `sink`.
 
-    Whatever came back is written out, also where it is wrong or the session failed. `sink_limit` is how many bytes may
-    be written at once; a sink that does not block may get more than PIPE_BUF. In reports the stream is one message.
+    Whatever came back is written out, also where it is wrong or the session failed. `write(data)` returns how many
+    bytes the sink took, without blocking; 0 if there was no room. In reports the stream is one message.
     """
 
     source: int = 0
     sink: int = 1
-    sink_limit: int = PIPE_BUF
+    write: Callable[[memoryview], int] = len  # takes everything, and drops it
     _source_watched: bool = False
     _source_pollable: bool = True
     _sink_watched: bool = False
@@ -155,12 +154,12 @@ class Pipe(Session):
     def _write(self, _events: int = WRITE) -> None:
         connection = self.connection
         try:
-            written = os.write(self.sink, memoryview(connection.inbound)[: self.sink_limit])
-        except BlockingIOError:
-            return
+            written = self.write(memoryview(connection.inbound))
         except OSError as error:
             written = len(connection.inbound)
             self.fail("output", error_name(error), f"cannot write standard output: {reason(error)}")
+        if not written:
+            return
         connection.active_at = connection.loop.now
         connection.consume(written)
         if not connection.inbound:
