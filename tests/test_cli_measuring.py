@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from echopair import address
 from echopair.cli import busy, client, measuring
 from echopair.cli import meter as meter_module
 from echopair.cli.command import FAILED, INTERRUPTED, OK, TERMINATED, USAGE
@@ -314,21 +315,21 @@ def test_an_interrupted_run_is_valid_json(capsys, server, signum, status, rate):
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED)])
 def test_a_run_interrupted_while_it_waits_for_a_name_is_valid_json(capsys, monkeypatch, signum, status):
-    def unresolved(*_arguments: object) -> None:
+    def unresolved(*_arguments: object, **_options: object) -> None:
         os.kill(os.getpid(), signum)
         raise measuring.AddressError("cannot resolve it")
 
-    monkeypatch.setattr("echopair.cli.reaching.resolve", unresolved)
+    monkeypatch.setattr("echopair.address.resolve", unresolved)
     ended, document = run_json(capsys, "later.invalid", "--wait", "1h")
     assert ended == status
     assert document["connections"]["attempted"] == 0
 
 
 def test_a_run_whose_output_fails_before_it_began_ends(capsys, monkeypatch):
-    def unresolved(*_arguments: object) -> None:
+    def unresolved(*_arguments: object, **_options: object) -> None:
         raise measuring.AddressError("cannot resolve it")
 
-    monkeypatch.setattr("echopair.cli.reaching.resolve", unresolved)
+    monkeypatch.setattr("echopair.address.resolve", unresolved)
     real = measuring.Run.__init__
 
     def start(self: measuring.Run, loop: object, *arguments: object) -> None:
@@ -338,6 +339,32 @@ def test_a_run_whose_output_fails_before_it_began_ends(capsys, monkeypatch):
     monkeypatch.setattr(measuring.Run, "__init__", start)
     assert client.main(["--json", "later.invalid", "--wait", "1h"]) == OK
     VALIDATOR.validate(json.loads(capsys.readouterr().out))
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED)])
+def test_a_signal_ends_the_wait_for_a_name_between_two_tries(capsys, monkeypatch, signum, status):
+    class Failing(address.Lookup):
+        def addresses(self) -> None:
+            os.kill(os.getpid(), signum)
+            raise measuring.AddressError("cannot resolve it")
+
+    monkeypatch.setattr("echopair.cli.reaching.Lookup", Failing)
+    monkeypatch.setattr("echopair.cli.reaching.RESOLVE_RETRY_DELAY", HUNG)
+    ended, document = run_json(capsys, "later.invalid", "--wait", "1h")
+    assert ended == status
+    assert document["connections"]["attempted"] == 0
+
+
+def test_a_signal_after_the_last_echo_changes_nothing(capsys, monkeypatch):
+    real = measuring.Reach.done
+
+    def done(self: measuring.Reach) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        real(self)
+
+    monkeypatch.setattr(measuring.Reach, "done", done)
+    status, document = run_json(capsys, "--loopback", "-n", "5")
+    assert status == document["exit_status"] == OK
 
 
 def test_lines_of_json_tell_events_as_they_happen(capsys, server):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from echopair.address import AddressError, format_address, listen
+from echopair.address import AddressError, Lookup, format_address, listen
 from echopair.cli import client, reaching
 from echopair.cli.command import FAILED, INTERRUPTED, OK
 from echopair.connection import Connection
@@ -41,6 +41,17 @@ class Front(EchoServer):
             self.loop.call_later(self.delay, lambda: connection.send(data))
 
 
+def resolving(monkeypatch: pytest.MonkeyPatch, resolve: Callable[[], object]) -> None:
+    """Let the client resolve every name so."""
+
+    class Answering(Lookup):
+        def run(self) -> None:
+            self._resolve = resolve
+            super().run()
+
+    monkeypatch.setattr(reaching, "Lookup", Answering)
+
+
 @pytest.fixture
 def front(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Front]:
     """Serve in a thread, at what every name resolves to."""
@@ -49,7 +60,7 @@ def front(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ca
         loop = EventLoop()
         front = Front(loop, listen(hosts or [LOCALHOST], 0))
         front.closed_first, front.silent_on, front.delay = closed_first, silent_on, delay
-        monkeypatch.setattr(reaching, "resolve", lambda *_arguments: [*before, *front.addresses])
+        resolving(monkeypatch, lambda: [*before, *front.addresses])
         thread = threading.Thread(target=loop.run)
         thread.start()
 
@@ -179,23 +190,22 @@ def test_a_wait_for_a_server_that_is_not_there_ends_and_the_run_tells_why(capsys
     address = (gone.family, gone.getsockname())
     gone.close()
     front()
-    monkeypatch.setattr(reaching, "resolve", lambda *_arguments: [address])
+    resolving(monkeypatch, lambda: [address])
     status, document = run_json(capsys, "--wait", "20ms", "-n", "1")
     assert (status, document["connections"]["failed"]) == (FAILED, 1)
 
 
 def test_a_name_that_comes_later_is_waited_for(capsys, front, monkeypatch):
-    front()
-    real, tries = reaching.resolve, []
+    addresses, tries = front().addresses, []
 
-    def resolve(*arguments: object) -> object:
+    def resolve() -> object:
         tries.append(1)
         if len(tries) < 3:
             raise AddressError("not yet")
-        return real(*arguments)
+        return addresses
 
     monkeypatch.setattr(reaching, "RESOLVE_RETRY_DELAY", 0.001)
-    monkeypatch.setattr(reaching, "resolve", resolve)
+    resolving(monkeypatch, resolve)
     status, document = run_json(capsys, "--wait", "20s")
     assert (status, document["errors"]) == (OK, [])
 

@@ -1,7 +1,7 @@
 """Addresses: from what a user types to sockets that listen or connect, and back to text.
 
-It is the one place that resolves names and binds. Names are resolved before the loop runs, for getaddrinfo(3)
-blocks; connecting never does.
+It is the one place that resolves names and binds. Names are resolved in a thread, because getaddrinfo(3) blocks;
+connecting never does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import zip_longest
+from threading import Thread
 
 from echopair.loop import WRITE, EventLoop, Timer
 
@@ -162,6 +164,45 @@ def resolve(host: str, port: int, family: int = socket.AF_UNSPEC, *, passive: bo
     return list(dict.fromkeys((entry[0], entry[4]) for entry in found))
 
 
+class Lookup(Thread):
+    """A `resolve()` in a thread of its own, which calls `done()` at the end.
+
+    Python handles no signal while getaddrinfo(3) blocks the main thread. This thread may block: the
+    main one handles signals, and the process can end without waiting for it.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        family: int = socket.AF_UNSPEC,
+        *,
+        passive: bool = False,
+        done: Callable[[], object] = lambda: None,
+    ) -> None:
+        super().__init__(daemon=True)
+        self._resolve = partial(resolve, host, port, family, passive=passive)
+        self._done = done
+        self._found: list[Address] | AddressError
+        self.start()
+
+    def run(self) -> None:
+        """Resolve the name."""
+        try:
+            self._found = self._resolve()
+        except AddressError as error:
+            self._found = error
+        finally:
+            self._done()
+
+    def addresses(self) -> list[Address]:
+        """Return what `resolve()` returned, once it has; raises AddressError."""
+        self.join()
+        if isinstance(self._found, AddressError):
+            raise self._found
+        return self._found
+
+
 def listen(
     hosts: Iterable[str],
     port: int,
@@ -176,7 +217,7 @@ def listen(
     as there is another. `backlog` None is the most that the system grants (listen(2)). Peers of accepted sockets are
     probed after `keepalive` silent seconds (`keep_alive`; inf: never). Raises AddressError, with nothing left open.
     """
-    groups = [resolve(host, port, family, passive=True) for host in hosts]
+    groups = [Lookup(host, port, family, passive=True).addresses() for host in hosts]
     attempts = 1 if port else PORT_ATTEMPTS
     while True:
         attempts -= 1

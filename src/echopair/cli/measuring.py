@@ -38,7 +38,7 @@ def measure(args: argparse.Namespace, output: Output) -> int:
     results = Results(args, output)
     if args.rate is not None:
         sharpen_timers()
-    with EventLoop() as loop:
+    with EventLoop() as loop:  # a signal means what the loop makes of it until all is written
         run = Run(loop, args, output)
         output.failed = run.stop
         try:
@@ -49,7 +49,7 @@ def measure(args: argparse.Namespace, output: Output) -> int:
             run.tally.fail("resolve", "unresolved", str(error))
         finally:
             run.close()
-    return results.tell(run.document())
+        return results.tell(run.document())
 
 
 def sharpen_timers() -> None:
@@ -107,7 +107,7 @@ class Run(Watcher):
         if self._load:
             self._load.stop()
         else:
-            self._loop.stop()
+            self.reach.give_up()
 
     def load_begun(self) -> None:
         """Note when, by the clocks that others go by; and whether that is later than was asked for."""
@@ -172,7 +172,7 @@ class Run(Watcher):
 
     def _event(self, event: str, data: Any) -> None:
         if self._args.json_lines:
-            self._output.line(json.dumps({"event": event, "data": data}, allow_nan=False), flush=True)
+            self._output.event(json.dumps({"event": event, "data": data}, allow_nan=False))
 
     def _choose_progress(self) -> Progress:
         if self._args.interval is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from echopair.address import Address, AddressError, format_address, listen, resolve
+from echopair.address import Address, AddressError, Lookup, format_address, listen
 from echopair.cli.command import HUNG_UP, INTERRUPTED, OK, TERMINATED
 from echopair.client.echo import RETRY_DELAY, EchoClient
 from echopair.client.session import Session
@@ -50,16 +50,12 @@ class Reach:
 
     def __init__(self, loop: EventLoop, args: argparse.Namespace) -> None:
         self.status = OK  # that of the signal that ended it, if one did
-        self._loop = loop
+        self.loop = loop
         self._args = args
         self._server: EchoServer | None = None
-        self._begin: Callable[[list[Address]], object] = lambda _addresses: None
-        self._stop: Callable[[], object] = loop.stop
-        self._begun = False
-        self._until = 0.0  # when the wait for the server ends
-        self._patience = PATIENCE
-        self._prober: EchoClient | None = None
-        self._error: AddressError | None = None
+        self._stop: Callable[[], object] = self.give_up
+        self._given_up = self._over = False
+        self._until = loop.clock() + args.wait
         loop.add_signal_handler(SIGINT, partial(self._signalled, INTERRUPTED))
         loop.add_signal_handler(SIGTERM, partial(self._signalled, TERMINATED))
         if SIGHUP and not loop.ignores(SIGHUP):
@@ -67,75 +63,84 @@ class Reach:
 
     def run(self, begin: Callable[[list[Address]], object], stop: Callable[[], object]) -> None:
         """Run a client to its end; raises AddressError where the server has no address."""
-        self._begin, self._stop = begin, stop
-        if self._args.loopback:
-            host = "::1" if self._args.family == socket.AF_INET6 else "127.0.0.1"
-            self._server = EchoServer(self._loop, listen([host], 0))
-        self._until = self._loop.clock() + self._args.wait
-        self._resolve()
-        self._loop.run()
-        if self._prober:
-            self._prober.stop()
+        addresses = self._serve() if self._args.loopback else self._resolve()
+        self._await(addresses)
+        if not self._given_up:
+            self._stop = stop
+            begin(addresses)
+            self.loop.run()
         if self._server:
-            Drain(self._loop, self._server, 1, self._loop.stop)
-            self._loop.run()
-        if self._error:
-            raise self._error
+            Drain(self.loop, self._server, 1, self.loop.stop)
+            self.loop.run()
+
+    def give_up(self) -> None:
+        """End the run before it has begun."""
+        self._given_up = True
+        self.loop.stop()
 
     def done(self) -> None:
-        """Know that the client has ended."""
-        self._loop.stop()
+        """End the run; from here on a signal changes nothing but how long the rest takes."""
+        self._over = True
+        self.loop.stop()
 
-    def _resolve(self) -> None:
-        try:
-            addresses = self._server.addresses if self._server else self._look_up()
-        except AddressError as error:
-            if self._loop.clock() < self._until:
-                self._loop.call_later(RESOLVE_RETRY_DELAY, self._resolve)
-            else:
-                self._error = error
-                self._loop.call_soon(self._loop.stop)
-            return
-        self._await(addresses)
+    def _serve(self) -> list[Address]:
+        host = "::1" if self._args.family == socket.AF_INET6 else "127.0.0.1"
+        self._server = EchoServer(self.loop, listen([host], 0))
+        return self._server.addresses
+
+    def _resolve(self) -> list[Address]:
+        """Return the server's addresses; none if the run is given up first."""
+        args = self._args
+        while True:
+            lookup = Lookup(args.host, args.port, args.family, done=self._answered)
+            self.loop.run()
+            if self._given_up:
+                return []
+            try:
+                return lookup.addresses()
+            except AddressError as error:
+                if self.loop.clock() >= self._until:
+                    other = f" (--source {args.source[1][0]} can reach no other)" if args.source else ""
+                    raise AddressError(f"{error}{other}") from None
+            if not self._sleep(RESOLVE_RETRY_DELAY):
+                return []
+
+    def _answered(self) -> None:
+        self.loop.call_soon(self.loop.stop)  # in the loop's thread
+        self.loop.wakeup()
 
     def _await(self, addresses: list[Address]) -> None:
-        """Begin once the server answers a probe, or the time to wait for that is over."""
-        left = self._until - self._loop.clock()
-        if left <= 0:
-            self._begun = True
-            self._begin(addresses)
-            return
-        probe = Probe(1, iter([PROBE]))
-        self._prober = EchoClient(
-            self._loop,
-            addresses,
-            [probe],
-            done=partial(self._probed, addresses, probe),
-            timeout=min(self._patience, left),
-            connect_timeout=min(self._args.connect_timeout, left),
-            source=self._args.source,
-        )
+        """Return once the server answers a probe, the time to wait for that is over, or the run is given up."""
+        patience = PATIENCE
+        while not self._given_up and (left := self._until - self.loop.clock()) > 0:
+            probe = Probe(1, iter([PROBE]))
+            prober = EchoClient(
+                self.loop,
+                addresses,
+                [probe],
+                done=self.loop.stop,
+                timeout=min(patience, left),
+                connect_timeout=min(self._args.connect_timeout, left),
+                source=self._args.source,
+            )
+            self.loop.run()
+            prober.stop()
+            if probe.answered or not self._sleep(RETRY_DELAY):
+                return
+            if probe.failure and probe.failure.phase != "connect":
+                patience *= 2
 
-    def _probed(self, addresses: list[Address], probe: Probe) -> None:
-        if probe.answered:
-            self._until = 0.0
-        elif probe.failure and probe.failure.phase != "connect":
-            self._patience *= 2
-        self._loop.call_later(0 if probe.answered else RETRY_DELAY, partial(self._await, addresses))
-
-    def _look_up(self) -> list[Address]:
-        args = self._args
-        try:
-            return resolve(args.host, args.port, args.family)
-        except AddressError as error:
-            if not args.source:
-                raise
-            raise AddressError(f"{error} (--source {args.source[1][0]} can reach no other)") from None
+    def _sleep(self, seconds: float) -> bool:
+        """Wait; return False if the run is given up."""
+        timer = self.loop.call_later(seconds, self.loop.stop)
+        self.loop.run()
+        timer.cancel()
+        return not self._given_up
 
     def _signalled(self, status: int) -> None:
         """Stop the client; the second signal does not wait for it."""
-        if self.status or not self._begun:
-            self._loop.stop()
-        self.status = status
-        if self._begun:
+        if self._over or self.status:
+            self.loop.stop()
+        if not self._over:
+            self.status = status
             self._stop()
