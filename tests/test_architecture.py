@@ -87,7 +87,8 @@ def test_only_the_standard_library_is_imported(module: str) -> None:
 @pytest.mark.parametrize(
     ("rooms", "names"),
     [
-        ({"loop"}, {"selectors", "signal.signal", "set_wakeup_fd"}),
+        ({"loop"}, {"selectors", "set_wakeup_fd"}),
+        ({"loop", "__main__"}, {"signal.signal"}),
         ({"address"}, {"getaddrinfo", "bind", "connect_ex", "create_connection", "create_server"}),
         ({"cli", "__main__"}, {"sys.argv", "sys.exit", "SystemExit", "os._exit", "print", "argparse"}),
         ({"cli"}, {"basicConfig", "dictConfig", "StreamHandler", "addHandler", "addFilter", "setLevel", "environ"}),

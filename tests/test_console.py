@@ -18,11 +18,13 @@ import termios
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from helpers import COMMANDS, HUNG, LOCALHOST, reset, run_client, running, running_server
+from test_cli_streams import Stream
 from test_measure_schema import VALIDATOR
 
 KIB, MIB = 1024, 1024 * 1024
@@ -231,15 +233,29 @@ def test_sigterm_with_megabytes_owed_delivers_them():
         assert server.wait(HUNG) == 0
 
 
-def test_a_log_that_nobody_reads_stops_neither_the_service_nor_its_end():
-    with running_server() as (server, port):
-        for _ in range(1200):  # of two lines each: more than a pipe holds
+@pytest.mark.parametrize("kind", ["pipe", "socket", "terminal"])
+def test_a_log_that_nobody_reads_stops_neither_the_service_nor_its_end(kind):
+    stream = Stream(kind)
+    with running_server("-v", stderr=stream.descriptor) as (server, port):
+        for _ in range(1200):  # of two lines each: more than a pipe holds, or a terminal
             connect(port).close()
         with connect(port) as peer:
             peer.sendall(b"hello")
             assert peer.recv(100) == b"hello"
         server.terminate()
         assert server.wait(HUNG) == 0
+    stream.close()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "terminal"])
+def test_lines_and_a_meter_that_nobody_reads_stop_no_measurement(kind):
+    stream = Stream(kind)
+    arguments = ["--loopback", "-d", "0.6", "-i", "10ms", "--json"]  # sixty lines are more than the stream holds
+    with running("echo-client", *arguments, stderr=stream.descriptor) as client:
+        out, _ = client.communicate(timeout=HUNG)
+    assert client.returncode == 0
+    assert json.loads(out)["duration_s"] < 5
+    stream.close()
 
 
 # What users may do
@@ -472,5 +488,184 @@ def test_a_reader_that_never_reads_cannot_keep_the_client_from_being_ended():
 
 
 def waits_to_write(process: subprocess.Popen) -> bool:
-    """Whether a process sleeps in a write to a pipe."""
-    return Path(f"/proc/{process.pid}/wchan").read_text() in ("pipe_write", "anon_pipe_write")
+    """Whether a process sleeps in a write to a pipe, or until one is ready."""
+    return Path(f"/proc/{process.pid}/wchan").read_text() in (
+        "pipe_write",
+        "anon_pipe_write",
+        "do_select",
+        "poll_schedule_timeout.constprop.0",
+    )
+
+
+def is_document(out: str) -> bool:
+    return json.loads(out)["exit_status"] == 0
+
+
+def are_events(out: str) -> bool:
+    return [json.loads(line)["event"] for line in out.splitlines()][-1] == "end"
+
+
+MODES = [
+    (["echo-client", "--loopback", "-c", "40"], r"(?s)\[ 1\] connected.*all [0-9,]+ bytes intact, in .*s\n"),
+    (["echo-client", "--loopback", "-n", "10"], r"(?s).*Every byte came back.*\n"),
+    (["echo-client", "--loopback", "-n", "10", "--json"], is_document),
+    (["echo-client", "--loopback", "-d", "0.2", "-i", "10ms", "--json-lines"], are_events),
+    (["echo-client", "--loopback", "--check-only", "basic,many"], r"(?s)TAP version 13\n1..2\n.*# 2 of 2 .*\n"),
+    (["echo-client", "--loopback", "--check-only", "basic", "--json"], is_document),
+    (["echo-client", "--check-list"], r"(?s)basic .*\n"),
+    (["echo-client", "--merge", "one.json", "other.json"], r"(?s).*Every byte came back: 20 messages.*\n"),
+    (["echo-client", "--loopback", "-"], "0123456789" * 5000),
+    (["echo-client", "--help"], r"(?s)usage: echo-client .* never\.\n"),
+    (["echo-server", "--version"], r"echo-server [0-9.]+\S*\n"),
+    (["python", "-m", "echopair", "--help"], r"usage: python -m echopair .*\n"),
+    (["echo-server", "--port", "0", "-4"], r"Listening on 127.0.0.1:\d+\n"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "command", "expected"),
+    [*(("pipe", *mode) for mode in MODES), *(("socket", *mode) for mode in MODES[:3])],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_all_output_gets_into_what_is_non_blocking_and_full(tmp_path, kind, command, expected):
+    if "--merge" in command:
+        for name in command[-2:]:
+            assert run_client("--loopback", "-n", "10", "-o", str(tmp_path / name)).returncode == 0
+    (tmp_path / "in").write_text("0123456789" * 5000)
+    stream = Stream(kind)
+    os.set_blocking(stream.descriptor, False)
+    before = 0
+    with suppress(BlockingIOError):
+        while True:
+            before += os.write(stream.descriptor, b"x" if kind == "pipe" else bytes(100))
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with (
+        open(tmp_path / "in") as source,
+        running(*command, stdin=source, stdout=stream.descriptor, env=environment, cwd=tmp_path) as process,
+    ):
+        os.close(stream.descriptor)
+        while not waits_to_write(process) and process.poll() is None and "-" not in command:
+            pass
+        out = b""
+        while chunk := os.read(stream.reader, 1000):
+            out += chunk
+            if "--port" in command and out.endswith(b"\n"):
+                process.send_signal(signal.SIGTERM)
+        assert process.wait(HUNG) == 0
+    os.close(stream.reader)
+    text = out[before:].decode()
+    assert expected(text) if callable(expected) else text == expected or re.fullmatch(expected, text)
+
+
+# Signals in every window between start and exit
+
+SIGNALLED = """
+import signal, sys
+from echopair import __main__ as entry
+
+def at_a_call(frame, event, _argument):
+    global left
+    if event == "call" and "echopair" in frame.f_code.co_filename:
+        left -= 1
+        if not left:
+            signal.raise_signal(signum)
+
+signum, left = int(sys.argv[1]), int(sys.argv[2])
+sys.argv[:3] = ["echo-client"]
+start = entry._client
+entry._client = lambda: (sys.setprofile(at_a_call), start())[1]  # what was before is the interpreter's own start
+status = entry.echo_client()
+sys.setprofile(None)
+print("left", left, file=sys.stderr)
+sys.exit(status)
+"""
+RUNS = [
+    ["--loopback", "-n", "20", "-c", "2", "--json"],
+    ["--loopback", "-n", "20", "-c", "2", "-o", "run.json", "--report", "run.html", "--hdr", "run.hgrm"],
+    ["--loopback", "--check-only", "basic,many", "--json"],
+    ["--loopback", "-c", "3"],
+    ["--merge", "one.json", "other.json", "-o", "run.json"],
+]
+POINTS = 6  # of a run; with more, the test takes longer and sees more
+
+
+def outcome(arguments: list[str], done: subprocess.CompletedProcess[str], folder: Path) -> str:
+    """Return what came of a run that got a signal: "refused", or else all that it prints or writes is whole."""
+    *said, _ = done.stderr.splitlines() if "left " in done.stderr else (*done.stderr.splitlines(), "")
+    if not done.stdout:
+        assert said == ["echo-client: interrupted"]
+        return "left"
+    if "--json" in arguments:
+        assert done.returncode in (0, json.loads(done.stdout)["exit_status"] or done.returncode)
+    else:
+        assert re.search(r"(, in .*s|\S)\n$", done.stdout)
+    if "-o" in arguments:
+        VALIDATOR.validate(json.loads((folder / "run.json").read_text()))
+    if "--report" in arguments:
+        assert (folder / "run.html").read_text().endswith("</html>\n")
+        assert (folder / "run.hgrm").read_text().startswith("       Value")
+    return "interrupted" if done.returncode else "whole"
+
+
+@pytest.mark.parametrize("arguments", RUNS, ids=" ".join)
+def test_a_signal_at_any_moment_ends_in_a_line_or_in_whole_results(tmp_path, arguments):
+    for name in ("one.json", "other.json"):
+        assert "--merge" not in arguments or not run_client("-n", "9", "--loopback", "-o", tmp_path / name).returncode
+
+    def run(at: int, signum: int) -> subprocess.CompletedProcess[str]:
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        for each in tmp_path.glob("*.json"):
+            (folder / each.name).symlink_to(each)
+        command = [sys.executable, "-c", SIGNALLED, str(int(signum)), str(at), *arguments]
+        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=HUNG, cwd=folder)
+
+    calls = 1_000_000 - int(run(1_000_000, signal.SIGINT).stderr.split()[-1])
+    outcomes = set()
+    for point in range(POINTS):
+        at = 1 + point * (calls - 1) // (POINTS - 1)
+        signum = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)[point % 3]
+        done = run(at, signum)
+        assert done.returncode in (0, 128 + signum), done.stderr
+        outcomes.add(outcome(arguments, done, tmp_path / str(at)))
+    assert {"left", "whole"} <= outcomes
+
+
+# A name that the resolver does not answer
+
+HANGS = """
+import ctypes, os, socket, sys
+from echopair import __main__ as entry
+
+def never_answers(*_arguments):
+    os.write(2, b"asked\\n")
+    ctypes.CDLL(None).pause()  # in C, where no handler of Python's runs
+    raise socket.gaierror(socket.EAI_AGAIN, "temporary failure in name resolution")
+
+socket.getaddrinfo = never_answers
+start = {"echo-server": entry.echo_server, "echo-client": entry.echo_client}[sys.argv[1]]
+del sys.argv[1]
+sys.exit(start())
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("arguments", "out", "err"),
+    [
+        (["echo-server", "--host", "name"], "", "echo-server: interrupted\n"),
+        (["echo-client", "name"], r"interrupted, 0 messages came back, 0 bytes sent, 0 received, in .*\n", ""),
+        (["echo-client", "name", "-n", "5"], r"Interrupted by SIG[A-Z]+ before(?s:.*)", ""),
+        (["echo-client", "name", "--check"], r"TAP version 13(?s:.*)\n# 0 of .*\n", "echo-client: interrupted\n"),
+        (["echo-client", "name", "-"], "", r"echo-client: interrupted, 0 bytes sent, 0 received, in .*\n"),
+    ],
+)
+def test_a_signal_ends_a_command_whose_resolver_hangs(signum, arguments, out, err):
+    command = [sys.executable, "-c", HANGS, *arguments]
+    with subprocess.Popen(command, stdin=-3, stdout=-1, stderr=-1, text=True) as process:
+        assert process.stderr.readline() == "asked\n"
+        process.send_signal(signum)
+        said = process.communicate(timeout=HUNG)
+    assert process.returncode == 128 + signum
+    assert re.fullmatch(out, said[0])
+    assert re.fullmatch(err, said[1])

@@ -35,6 +35,11 @@ def list_cases(output: Output) -> int:
 
 def check(args: argparse.Namespace, output: Output) -> int:
     """Run the cases that were asked for, tell what came of them, and return the exit status."""
+    with EventLoop() as loop:  # a signal means what the loop makes of it until all is written
+        return _check(Reach(loop, args), args, output)
+
+
+def _check(reach: Reach, args: argparse.Namespace, output: Output) -> int:
     wanted = _names(args.check_only or ())
     cases = [case for case in CASES if not wanted or case.name in wanted]
     files, printed = destinations([("--junit", args.junit, _junit)])
@@ -47,7 +52,7 @@ def check(args: argparse.Namespace, output: Output) -> int:
             tap.tell(outcome)
 
     started, began = time.time(), time.monotonic()
-    interrupted, reason = _run(args, output, cases, told)
+    interrupted, reason = _run(reach, args, output, cases, told)
     well = len(outcomes) == len(cases) and not any(each.status == NOT_OK for each in outcomes)
     status = interrupted or (OK if well else FAILED)
     document = {
@@ -73,40 +78,42 @@ def check(args: argparse.Namespace, output: Output) -> int:
 
 
 def _run(
-    args: argparse.Namespace, output: Output, cases: Sequence[Case], told: Callable[[Outcome], object]
+    reach: Reach,
+    args: argparse.Namespace,
+    output: Output,
+    cases: Sequence[Case],
+    told: Callable[[Outcome], object],
 ) -> tuple[int, str]:
     """Run the cases to the end, or to a signal; return the exit status of that, or 0, and why none could be run."""
     checks: list[Check] = []
-    with EventLoop() as loop:
-        reach = Reach(loop, args)
 
-        def begin(addresses: list[Address]) -> None:
-            checks.append(
-                Check(
-                    loop,
-                    addresses,
-                    cases,
-                    told=told,
-                    done=reach.done,
-                    patience=args.timeout,
-                    connect_timeout=args.connect_timeout,
-                    source=args.source,
-                    seed=args.seed or 0,
-                )
+    def begin(addresses: list[Address]) -> None:
+        checks.append(
+            Check(
+                reach.loop,
+                addresses,
+                cases,
+                told=told,
+                done=reach.done,
+                patience=args.timeout,
+                connect_timeout=args.connect_timeout,
+                source=args.source,
+                seed=args.seed or 0,
             )
-            if output.failure:
-                stop()
+        )
+        if output.failure:
+            stop()
 
-        def stop() -> None:
-            for running in checks:
-                running.stop()
+    def stop() -> None:
+        for running in checks:
+            running.stop()
 
-        output.failed = stop
-        try:
-            reach.run(begin, stop)
-        except AddressError as error:
-            return reach.status, str(error)
-        return reach.status, "interrupted" if reach.status else ""
+    output.failed = stop
+    try:
+        reach.run(begin, stop)
+    except AddressError as error:
+        return reach.status, str(error)
+    return reach.status, "interrupted" if reach.status else ""
 
 
 def unknown_case(names: Iterable[str]) -> str:

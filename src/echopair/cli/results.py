@@ -25,6 +25,7 @@ from echopair.cli.command import (
     wants_colour,
 )
 from echopair.cli.options import UsageError
+from echopair.loop import ENDINGS, EventLoop
 from echopair.measure.document import Document, loaded
 from echopair.measure.verdict import GOOD, verdict
 from echopair.text import reason
@@ -131,7 +132,11 @@ def merge_files(args: argparse.Namespace, output: Output) -> int:
         return complain("echo-client", str(error), USAGE)
     for caveat in caveats(documents):
         complain("echo-client", caveat, OK)
-    return Results(args, output).tell(document)
+    results = Results(args, output)
+    with EventLoop() as loop:
+        for signum in ENDINGS:  # what is begun is written whole; a second signal, later, ends a write that hangs
+            loop.add_signal_handler(signum, loop.stop)
+        return results.tell(document)
 
 
 def _bounded(read: Callable[[str], float]) -> Callable[[str], float]:
