@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise, product
@@ -15,7 +16,7 @@ from echopair.address import format_address, listen
 from echopair.client import load as module
 from echopair.client.load import Load, Plan, Watcher
 from echopair.client.measured import Schedule
-from echopair.client.tcpinfo import kernel_figures
+from echopair.client.tcpinfo import kernel_figures, path_figures
 from echopair.connection import Connection
 from echopair.loop import EventLoop
 from echopair.measure.document import MAX_INTERVALS, Document
@@ -953,6 +954,7 @@ def test_only_tcp_has_them():
     for make, tells in ((tcp_pair, True), (small_pair, False)):
         one, other = make()
         assert (kernel_figures(one) is not None) == tells
+        assert (path_figures(one) is not None) == tells
         one.close()
         other.close()
 
@@ -963,3 +965,18 @@ def test_a_kernel_that_says_less_is_not_believed():
             return bytes(88)
 
     assert kernel_figures(Old()) is None
+    assert path_figures(Old()) is None
+
+
+def test_what_was_sent_again_for_nothing_was_not_lost():
+    class Kernel:
+        """With 5 segments sent again, of 40; the last one twice so far, and 3 of them for nothing."""
+
+        def getsockopt(self, *_arguments) -> bytes:
+            info = bytearray(240)
+            info[2] = 2
+            for place, figure in ((16, 1448), (100, 5), (156, 40), (216, 3), (224, 7)):
+                info[place : place + 4] = figure.to_bytes(4, sys.byteorder)
+            return bytes(info)
+
+    assert path_figures(Kernel()) == (2, 40, 2, 1448, 7)
