@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "measure": {"measure", "text"},
     "server": {"server", *CORE},
     "client": {"client", "measure", *CORE},
-    "check": {"check", "client", *CORE},
+    "check": {"check", "client", "measure", *CORE},
     "cli": {"__init__", "check", "cli", "client", "measure", "server", *CORE},
     "__main__": {"__init__", "cli"},
 }

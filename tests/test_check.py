@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import re
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from types import SimpleNamespace
 from xml.etree import ElementTree as Xml
 
 import pytest
@@ -15,10 +19,15 @@ import pytest
 from echopair.address import listen
 from echopair.check import cases
 from echopair.check.cases import CASES
+from echopair.check.hint import Path as Way
+from echopair.check.hint import Seen, hint
 from echopair.check.peer import Failed, Peer
-from echopair.check.run import FAILED, LIMIT, PASSED, SKIPPED, Case, Check, Skipped
+from echopair.check.report import Lines, judged, page
+from echopair.check.run import FAILED, PASSED, SKIPPED, STANDARD, Case, Check, Plan, Skipped, sum_of
 from echopair.check.script import Script, ready, sleep, together
 from echopair.cli import client as command
+from echopair.cli.checking import chosen
+from echopair.cli.client_options import parse
 from echopair.cli.command import INTERRUPTED, OK, TERMINATED, USAGE
 from echopair.loop import READ, WRITE, EventLoop
 from echopair.server import EchoServer
@@ -180,6 +189,8 @@ def test_a_peer_says_where_a_reset_came(loop, clock, pair):
         run(loop, peer.expect(b"hello"))
     with pytest.raises(Failed, match="broken pipe"):
         run(loop, peer.send(b"hello"))
+    with pytest.raises(Failed, match="broken pipe"):
+        peer.send_urgent(b"!")
 
 
 def test_a_peer_says_that_nothing_is_taken(loop, clock, pair):
@@ -216,6 +227,17 @@ def test_a_peer_reads_eof_and_nothing_before_it(loop, clock, pair):
     run(loop, peer.expect_eof())
     peer.send_eof()
     assert far.recv(10) == b""
+
+
+def test_bytes_that_may_or_may_not_come_back_count_neither_way(loop, clock, pair):
+    peer, far = pair
+    peer.ignored = b"!"
+    run(loop, peer.send(b"hello"))
+    far.sendall(b"he!llo")
+    run(loop, peer.expect(b"hello"))
+    assert peer.received == 5
+    far.sendall(b"!")
+    assert fails(loop, clock, peer.expect_eof()) == "no EOF came back within 1.00 s of ours"
 
 
 def test_a_peer_that_is_reset_before_its_eof_says_so(loop, clock, pair):
@@ -274,11 +296,12 @@ def server(loop):
     settle(loop)
 
 
-def outcomes(loop, clock, addresses, *bodies, patience=1.0, step=0.05):
+def outcomes(loop, clock, addresses, *bodies, step=0.05, **options):
     """Return what became of cases, while the clock moves by `step` as often as it takes: 0 where they are quick."""
     told, done = [], []
     some = [Case(body.__name__, "it", "that", body) for body in bodies]
-    check = Check(loop, addresses, some, told=told.append, done=lambda: done.append(1), patience=patience)
+    options = {"patience": 1.0, **options}
+    check = Check(loop, addresses, some, told=told.append, done=lambda: done.append(1), **options)
     while step and not done:
         settle(loop)
         clock.advance(step)
@@ -300,14 +323,14 @@ def test_cases_are_judged_one_after_the_other(loop, clock, server):
     async def late(check):
         peer = await check.connect()
         await peer.echo(b"hello")
-        await check.together(check.sleep(1000), check.sleep(1000))
+        await check.together(sleep(loop, 1000), sleep(loop, 1000))
 
     _, told = outcomes(loop, clock, server.addresses, good, bad, elsewhere, late, good)
     assert told == {
         "good": (PASSED, ""),
         "bad": (FAILED, "so"),
         "elsewhere": (SKIPPED, "not here"),
-        "late": (FAILED, f"not done within {LIMIT:.1f} s: 0 of 5 bytes sent had come back (0.5 B/s)"),
+        "late": (FAILED, f"not done within {STANDARD.limit:.1f} s: 0 of 5 bytes sent had come back (0.5 B/s)"),
     }
 
 
@@ -416,14 +439,244 @@ def test_a_case_that_is_not_connected_yet_has_the_whole_time_for_that(loop, cloc
     assert [outcome.seen.partition(": ")[2] for outcome in told] == ["no answer within 15 s"]
 
 
-def test_a_long_path_has_fewer_rounds_and_more_time(loop):
+def test_on_a_long_path_fewer_rounds_are_made(loop, clock):
     check = Check(loop, [], [], told=print, done=lambda: None, patience=1.0)
-    assert check.rounds(60) == 60
-    check.round_trip = 0.1
-    assert check.rounds(60) == 30
-    check.round_trip = 10.0
-    assert check.rounds(60) == 5
+    assert len(list(check.rounds(60))) == 60
+    assert len([clock.advance(0.1) for _ in check.rounds(60)]) == 30
+    assert len([clock.advance(10.0) for _ in check.rounds(60)]) == 5
     settle(loop)
+
+
+def test_a_round_trip_is_that_of_an_echo_and_not_of_a_connection(loop, clock):
+    """As behind a proxy that is near, whose backend is far; connecting takes no time here."""
+
+    class Far(EchoServer):
+        def data_received(self, connection, data):
+            loop.call_later(0.2, lambda: connection.send(data))
+
+    server = Far(loop, [unix_listener()])
+    bodies = cases.basic, cases.byte_by_byte, cases.first_echo
+    check, told = outcomes(loop, clock, server.addresses, *bodies)
+    assert [status for status, _ in told.values()] == [PASSED] * 3
+    assert check.connecting < 0.1
+    assert 0.2 <= check.round_trip < 0.4
+    server.close()
+    settle(loop)
+
+
+def test_what_a_case_sleeps_does_not_count_as_late(loop, clock, server):
+    async def sleepy(check):
+        await check.sleep(3 * STANDARD.limit)
+        await good(check)
+
+    assert outcomes(loop, clock, server.addresses, sleepy)[1] == {"sleepy": (PASSED, "")}
+
+
+def test_a_sender_that_backs_off_while_nothing_is_read_is_waited_for(loop, clock, server):
+    async def patient(check):
+        peer = await check.connect()
+        await check.leave_unread(peer)
+        assert peer.patience == 1.0 + STANDARD.unread
+
+    assert outcomes(loop, clock, server.addresses, patient)[1] == {"patient": (PASSED, "")}
+
+
+def test_what_takes_too_long_on_a_slow_path_ends_without_a_verdict(loop, clock, server):
+    plan = Plan(enough=0.0)
+    _, told = outcomes(loop, clock, server.addresses, cases.volume, cases.crowd, cases.back_pressure, plan=plan)
+    assert [status for status, _ in told.values()] == [SKIPPED] * 2 + [PASSED]
+    assert told["volume"][1] == "only 1.00 MiB of 64.0 MiB came back within 0 s"
+    assert told["crowd"][1] == "only 10 of 1,000 connections were made within 0 s"
+
+
+@pytest.mark.parametrize(("takes", "status"), [(True, FAILED), (False, PASSED)])
+def test_no_back_pressure_is_that_all_is_taken(loop, clock, takes, status):
+    """A service that ends a connection instead has a limit, too."""
+
+    class Server(EchoServer):
+        def data_received(self, connection, data):
+            if not takes:
+                connection.abort()
+
+    server = Server(loop, [unix_listener()])
+    plan = Plan(hoard=2**21)
+    assert outcomes(loop, clock, server.addresses, cases.back_pressure, plan=plan)[1]["back_pressure"][0] == status
+    plan = Plan(enough=0.0)
+    assert outcomes(loop, clock, server.addresses, cases.back_pressure, plan=plan)[1]["back_pressure"][0] == (
+        SKIPPED if takes else PASSED
+    )
+    server.close()
+    settle(loop)
+
+
+@pytest.mark.parametrize(("delays", "status"), [([0.1], FAILED), ([0.1, 0.4], PASSED)])
+def test_answers_are_held_back_if_that_takes_as_long_each_time(loop, clock, delays, status):
+    """What a busy machine does to them does not."""
+
+    class Late(EchoServer):
+        def data_received(self, connection, data):
+            delay = next(each) if len(data) > 1 else 0
+            loop.call_later(delay, lambda: connection.send(data))
+
+    each = itertools.cycle(delays)
+    server = Late(loop, [unix_listener()])
+    assert outcomes(loop, clock, server.addresses, cases.latency, step=0.01)[1]["latency"][0] == status
+    server.close()
+    settle(loop)
+
+
+class Odd(EchoServer):
+    """Answers with what `answer` makes of what has come."""
+
+    answer: Callable[[bytes], bytes]
+
+    def data_received(self, connection, data):
+        connection.send(self.answer(data))
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda data: b"", "a service that answers nothing"),
+        (lambda data: data[:50], ""),
+        (lambda data: data if data == b"\n" else b"", "the service answers line by line"),
+        (lambda data: b"HTTP/1.0 400 Bad Request\r\n", "an HTTP server listens there"),
+        (lambda data: b"You said: " + data, 'the service adds words of its own: "You said: "'),
+    ],
+)
+def test_where_basic_fails_only_what_needs_no_echo_is_tried_and_what_was_seen_is_explained(loop, clock, answer, says):
+    server = Odd(loop, [unix_listener()])
+    server.answer = answer
+    told, done, began = [], [], clock()
+    check = Check(loop, server.addresses, CASES, told=told.append, done=lambda: done.append(1), patience=3.0)
+    while not done:
+        settle(loop)
+        clock.advance(0.05)
+    basic, *others = told
+    assert basic.status == FAILED
+    assert basic.usually.startswith(says or next(case.usually for case in CASES))
+    assert [(each.case.name, each.status) for each in others] == [("silent", PASSED), ("fin-alone", PASSED)]
+    assert check.reason == "basic failed, and the other cases need what it tests"
+    assert clock() - began < 15
+    server.close()
+    settle(loop)
+
+
+def test_a_service_that_answers_at_eof_is_known_by_that(loop, clock):
+    class Whole(EchoServer):
+        def data_received(self, connection, data):
+            pass
+
+        def eof_received(self, connection):
+            connection.send(b"hello")
+            super().eof_received(connection)
+
+    server = Whole(loop, [unix_listener()])
+    told = []
+    check = Check(loop, server.addresses, CASES[:1], told=told.append, done=list, patience=1.0)
+    while not told:
+        settle(loop)
+        clock.advance(0.05)
+    assert told[0].usually == "the service answers when it has all: it did at EOF"
+    assert not check.reason  # nothing was left out
+    settle(loop)
+    server.close()
+    settle(loop)
+
+
+@pytest.mark.parametrize(
+    ("served", "silent", "told"),
+    [
+        (7, False, "7 of 50 connections were served; of another one, EOF after 0 of 10 bytes sent had come back"),
+        (7, True, "7 of 50 connections were served; of another one, nothing more came for 1.00 s after 0 of 10 bytes"),
+        (0, True, "nothing more came for 1.00 s after 0 of 10 bytes"),
+    ],
+)
+def test_how_many_connections_are_served_is_counted(loop, clock, served, silent, told):
+    class Limited(EchoServer):
+        def data_received(self, connection, data):
+            numbers.setdefault(connection, len(numbers))
+            if numbers[connection] < served:
+                connection.send(data)
+            elif not silent:
+                connection.close()
+
+    numbers = {}
+    server = Limited(loop, [unix_listener()])
+    status, seen = outcomes(loop, clock, server.addresses, cases.many)[1]["many"]
+    assert status == FAILED
+    assert seen.startswith(told)
+    server.close()
+    settle(loop)
+
+
+# Hints
+
+MTU = Way(lost=3, segments=9, unanswered=3, segment_bytes=1448, out_of_order=0, large=True)
+LOSS = Way(lost=2, segments=412, unanswered=0, segment_bytes=1448, out_of_order=0, large=False)
+TEXT = b"0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("seen", "says"),
+    [
+        (Seen(), ""),
+        (Seen(TEXT, TEXT, echoed=True), ""),
+        (Seen(TEXT, b"HTTP/1.1 400 Bad Request\r\n"), "an HTTP server"),
+        (Seen(TEXT, b"<html>"), "an HTTP server"),
+        (Seen(b"HTTP/1.1", b"HTTP/1."), ""),  # is an echo
+        (Seen(TEXT, b"\x15\x03\x03\0\2\2\x46", ended=True), "a TLS server listens there: it answered with an alert"),
+        (Seen(TEXT, b"\x16\x03\x03\0"), "a TLS server listens there: it answered with a handshake"),
+        (Seen(TEXT, b"PROXY TCP4 10.0.0.1 10.0.0.2 4000 7\r\n" + TEXT), "a proxy sends a PROXY protocol header"),
+        (Seen(TEXT, b"\r\n\r\n\0\r\nQUIT\n\x21\x11"), "a proxy sends a PROXY protocol header"),
+        (Seen(greeting=b"SSH-2.0-OpenSSH_9.6\r\n"), "an SSH server"),
+        (Seen(greeting=b"220 mail.example ESMTP\r\n"), "a mail or FTP server"),
+        (Seen(greeting=b"* OK IMAP4rev1 ready\r\n"), "a mail server"),
+        (Seen(TEXT, b"-ERR unknown command\r\n"), "a server that reads commands"),
+        (Seen(greeting=b"\xff\xfd\x18\xff\xfb\x01"), "a Telnet server"),
+        (Seen(TEXT, b"Python 3.11\r\n>>> "), "an interpreter or a shell listens there, with a prompt"),
+        (Seen(greeting=b"login: "), "an interpreter or a shell listens there, with a prompt"),
+        (Seen(b"is it?", b"is it?"), ""),
+        (Seen(greeting=b"Welcome\r\n"), 'the service, or a proxy, speaks first: "Welcome\\r\\n"'),
+        (Seen(TEXT + TEXT[::-1], TEXT + b"\r\n" + TEXT[::-1]), "the service answers in lines"),
+        (Seen(TEXT + TEXT[::-1], TEXT + TEXT), "bytes come back twice"),
+        (Seen(TEXT, b"Echo: " + TEXT), 'the service adds words of its own: "Echo: "'),
+        (Seen(TEXT, TEXT.upper()), "the service changes letters"),
+        (Seen(TEXT, TEXT[::-1]), ""),
+        (Seen(b"01", b"10"), ""),
+        (Seen(TEXT, ended=True), "an access list, a proxy without a backend"),
+        (Seen(TEXT, TEXT, ended=True), "the service ends a connection after one answer"),
+        (Seen(TEXT, ended=True, echoed=True), ""),
+        (Seen(ended=True, served=10, tried=50), "a limit on the connections of one client, or of all: 10 at once"),
+        (Seen(late=True, served=1, tried=50), "the server serves one connection at a time"),
+        (Seen(late=True, served=4, tried=50), "the server serves 4 connections at a time"),
+        (Seen(late=True, served=49, tried=50, path=LOSS), "the path loses packets: 2 of 412 segments"),
+        (
+            Seen(TEXT, late=True, path=MTU, echoed=True),
+            "small messages pass, segments of 1,448 bytes are retransmitted",
+        ),
+        (Seen(TEXT, late=True, path=MTU), "the path drops what we send"),
+        (Seen(TEXT, b"x", path=MTU, echoed=True), ""),  # wrong bytes are nothing that a path causes
+        (
+            Seen(late=True, path=Way(0, 9, 0, 1448, 5, False)),
+            "packets are lost or overtaken on the way back: 5 segments",
+        ),
+        (Seen(late=True, path=Way(0, 9, 0, 1448, 0, False), echoed=True), ""),
+        (Seen(TEXT, late=True, answers_to="newline"), "the service answers line by line"),
+        (Seen(TEXT, late=True, answers_to="EOF"), "the service answers when it has all"),
+        (Seen(far=True, late=True, echoed=True), "a proxy is near and its backend far"),
+        (Seen(TEXT, late=True), "a service that answers nothing"),
+        (Seen(late=True), ""),
+    ],
+)
+def test_a_hint_fits_what_was_seen(seen, says):
+    assert hint(seen).startswith(says)
+    assert bool(hint(seen)) == bool(says)
+
+
+def test_what_several_connections_know_of_their_way_is_added_up():
+    assert sum_of([MTU, LOSS]) == Way(5, 421, 3, 1448, 0, True)
+    assert not sum_of([LOSS, LOSS]).large
 
 
 def test_stopping_leaves_nothing_behind(loop, clock, server):
@@ -477,20 +730,57 @@ def test_the_list_of_cases(capsys):
     assert command.main(["--check-list"]) == OK
     out = capsys.readouterr().out
     assert [line.split()[0] for line in out.splitlines()] == [case.name for case in CASES]
+    assert [case.name for case in CASES if case.thorough] == [
+        line.split()[0] for line in out.splitlines() if line.endswith(" (--thorough)")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ([], [case.name for case in CASES if not case.thorough]),
+        (["--thorough"], [case.name for case in CASES]),
+        (["--check-only", "life,basic"], ["basic", "life"]),
+        (["--check-only", "life,basic", "--check-skip", "life"], ["basic"]),
+        (["--thorough", "--check-skip", "life", "--check-skip", "idle,crowd"], None),
+    ],
+)
+def test_which_cases_are_tried(options, names):
+    expected = names or [case.name for case in CASES if case.name not in ("life", "idle", "crowd")]
+    assert [case.name for case in chosen(parse(["--check", *options]))] == expected
+
+
+def test_a_thorough_check_takes_longer(monkeypatch, capsys):
+    plans = []
+
+    def check(loop, *_, plan, done, **__):
+        plans.append(plan)
+        loop.call_soon(done)
+        return SimpleNamespace(reason="")
+
+    monkeypatch.setattr("echopair.cli.checking.Check", check)
+    command.main(["--loopback", "--check", "--json"])
+    command.main(["--loopback", "--thorough", "--json"])
+    usual, thorough = plans
+    assert thorough.idle > usual.idle
+    assert thorough.unread > 3 > usual.unread > 1  # timeouts that services have
+    assert [json.loads(line)["thorough"] for line in capsys.readouterr().out.splitlines()] == [False, True]
 
 
 @pytest.fixture
 def wrong():
-    """A server that answers the wrong thing, and goes once `every-byte` has come."""
+    """A server that is right for `basic`, wrong for `every-byte`, and gone after that."""
     listener = socket.create_server((LOCALHOST, 0))
 
     def serve() -> None:
-        for last in (False, True):
-            sock, _ = listener.accept()
-            if last:
-                listener.close()
-            with sock:
-                sock.sendall(sock.recv(65536).swapcase())
+        sock, _ = listener.accept()
+        with sock:
+            while data := sock.recv(65536):
+                sock.sendall(data)
+        sock, _ = listener.accept()
+        listener.close()
+        with sock:
+            sock.sendall(sock.recv(65536).swapcase())
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -498,37 +788,131 @@ def wrong():
     thread.join()
 
 
+WRONG = (*QUICK, "--check-only", "burst")
+
+
+class Terminal(io.StringIO):
+    """Standard output for people."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+def on_a_terminal(monkeypatch, *arguments: str, encoding: str = "utf-8", **environment: str) -> str:
+    screen = Terminal()
+    screen.encoding = encoding
+    for name, value in {"TERM": "xterm", "COLUMNS": "60", "NO_COLOR": "1", **environment}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdout", screen)
+    command.main(arguments)
+    return screen.getvalue()
+
+
 def test_failures_are_told_with_what_was_seen_and_why(wrong, capsys):
-    assert command.main([wrong, *QUICK, "--check-only", "burst"]) == 1
+    assert command.main([wrong, *WRONG]) == 1
     out = capsys.readouterr().out
-    assert re.search(r"not ok  1 - basic .*\n  ---\n  seen: >\n    byte 1 of the echo is wrong:.*", out)
-    assert "  usually: >\n    something else listens there" in out
-    assert "  usually: >\n    what made basic fail" in out
+    assert re.search(r"not ok  2 - every-byte .*\n  ---\n  seen: >\n    byte 66 of the echo is wrong:.*", out)
+    assert "  usually: >\n    the service changes letters to upper or lower case" in out
     assert re.search(r"ok      3 - burst .* # SKIP cannot connect to .*connection refused", out)
-    assert "# 0 of 3 cases passed, 2 failed, 1 skipped, in" in out
+    assert "# 1 of 3 cases passed, 1 failed, 1 skipped, in" in out
 
 
-def test_failures_in_colour(wrong, capsys, monkeypatch):
-    monkeypatch.setattr("echopair.cli.checking.wants_colour", lambda _stream: True)
-    assert command.main([wrong, *QUICK]) == 1
-    assert "\x1b[1;31mnot ok  1\x1b[m - basic" in capsys.readouterr().out
+def test_people_get_a_mark_a_case_and_the_story_of_what_failed(wrong, monkeypatch):
+    lines = on_a_terminal(monkeypatch, wrong, *WRONG).split("\n")
+    assert lines[0].startswith("    basic ...\r\x1b[K  ✓ basic")  # drawn while it ran, then over
+    shown = [line.rpartition("\x1b[K")[2] for line in lines]
+    assert [line[2:3] for line in shown if line[2:3].strip()] == ["✓", "✗", "\N{EN DASH}", "✗"]
+    story = " ".join(line.strip() for line in shown[2:])
+    assert story.startswith("All 256 values of a byte come back as they are. seen     byte 66 of the echo is wrong")
+    assert "usually  the service changes letters to upper or lower case" in story
+    assert "What is sent comes back" not in story  # which passed
+    assert "✗ 1 of 3 cases failed: every-byte 1 of 3 cases passed, 1 failed, 1 skipped, in" in story
+    assert all(len(line) < 60 for line in shown)
 
 
-def test_the_outcome_as_json_and_for_junit(wrong, capsys, tmp_path):
-    path = tmp_path / "outcome.xml"
-    assert command.main([wrong, *QUICK, "--check-only", "burst", "--json", "--junit", str(path)]) == 1
+def test_colour_repeats_what_the_marks_say(wrong, monkeypatch):
+    shown = on_a_terminal(monkeypatch, wrong, *QUICK, NO_COLOR="")
+    assert "\x1b[32m✓\x1b[m basic" in shown
+    assert "\x1b[1;31m✗\x1b[m every-byte" in shown
+
+
+def test_a_poor_terminal_gets_what_it_can_show(monkeypatch):
+    shown = on_a_terminal(monkeypatch, "--loopback", *QUICK, encoding="ascii", TERM="dumb")
+    assert shown.isascii()
+    assert "\x1b" not in shown
+    assert "\r" not in shown
+    assert re.match(r"  ok basic  ", shown)
+    assert "\n  ok Every case passed\n" in shown
+
+
+def test_a_terminal_gets_tap_if_it_wants_that(monkeypatch):
+    assert on_a_terminal(monkeypatch, "--loopback", "--tap", *QUICK).startswith("TAP version 13\n1..2\n")
+
+
+def entry(name: str, status: str, seen: str | None = None) -> dict:
+    return {"name": name, "proves": "It <works>", "status": status, "seen": seen, "usually": seen, "duration_s": 0.1}
+
+
+DOCUMENT = {
+    "program": "echo-client --check",
+    "version": "1.0",
+    "target": "<host>:7",
+    "started_at": "2026-01-31T12:00:00.000Z",
+    "duration_s": 1.5,
+    "checks": [entry("basic", FAILED, "<nothing>"), entry("silent", PASSED), entry("idle", SKIPPED, "not here")],
+    "not_run": ["burst"],
+    "reason": "basic failed",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "sentence"),
+    [
+        ({}, FAILED, "1 of 4 cases failed: basic"),
+        ({"checks": [entry("basic", PASSED)]}, SKIPPED, "Not all was checked: basic failed"),
+        ({"checks": [], "reason": None}, SKIPPED, "Not all was checked: nobody was there"),
+        ({"checks": [entry("basic", PASSED)], "not_run": []}, PASSED, "Every case passed"),
+        ({"checks": [entry("idle", SKIPPED)], "not_run": []}, PASSED, "Nothing applied"),
+    ],
+)
+def test_the_verdict_on_a_check(changes, status, sentence):
+    assert judged(DOCUMENT | changes) == (status, sentence)
+
+
+def test_the_page_of_a_check_is_whole_and_escapes_what_is_not_ours():
+    html = page(DOCUMENT)
+    Xml.fromstring(re.sub(r"<meta[^>]*>|<!DOCTYPE html>|<br>", "", html))
+    assert "<host>" not in html
+    assert "<nothing>" not in html
+    for text in ("1 of 4 cases failed: basic", "&lt;nothing&gt;", "burst", "basic failed", "not here"):
+        assert text in html
+
+
+def test_why_cases_were_left_out_is_told_to_people_too():
+    lines = Lines(CASES, width=80, colour=False, encoding="utf-8")
+    assert "(basic failed)" in lines.end(DOCUMENT)
+
+
+def test_the_outcome_as_json_for_junit_and_in_files(wrong, capsys, tmp_path):
+    xml, output, report = (tmp_path / name for name in ("outcome.xml", "outcome.json", "outcome.html"))
+    files = ["--junit", str(xml), "-o", str(output), "--report", str(report)]
+    assert command.main([wrong, *WRONG, "--json", *files]) == 1
     document = json.loads(capsys.readouterr().out)
     assert (document["program"], document["target"], document["exit_status"]) == ("echo-client --check", wrong, 1)
     assert [(each["name"], each["status"]) for each in document["checks"]] == [
-        ("basic", "failed"),
+        ("basic", "passed"),
         ("every-byte", "failed"),
         ("burst", "skipped"),
     ]
-    suite = Xml.parse(path).getroot()
-    assert suite.attrib["failures"] == "2"
+    assert json.loads(output.read_text()) == document
+    assert report.read_text() == page(document)
+    suite = Xml.parse(xml).getroot()
+    assert suite.attrib["failures"] == "1"
     assert suite.attrib["skipped"] == "1"
     assert [case.attrib["name"] for case in suite] == ["basic", "every-byte", "burst"]
-    assert suite[0][0].attrib["message"] == document["checks"][0]["seen"]
+    assert suite[1][0].attrib["message"] == document["checks"][1]["seen"]
     assert suite[2][0].tag == "skipped"
 
 
@@ -577,6 +961,7 @@ def test_a_check_is_patient_for_as_long_as_it_says(monkeypatch, options, patienc
     def check(loop, *_, patience, done, **__):
         patiences.append(patience)
         loop.call_soon(done)
+        return SimpleNamespace(reason="")
 
     monkeypatch.setattr("echopair.cli.checking.Check", check)
     command.main(["--loopback", "--check", "--json", *options])
@@ -630,6 +1015,9 @@ def test_a_signal_ends_the_check_and_what_is_known_is_told(capsys, monkeypatch, 
     ("argv", "complaint"),
     [
         (["--check-only", "half-closed"], "there is no case 'half-closed' (did you mean half-close?)"),
+        (["--check-skip", "bulk"], "--check-skip: there is no case 'bulk' (--check-list says which there are)"),
+        (["--check-skip", "fin-alon"], "--check-skip: there is no case 'fin-alon' (did you mean fin-alone?)"),
+        (["--check-only", "basic", "--check-skip", "basic"], "--check-skip leaves no case to try"),
         (["--check-only", "basic,zzz"], "there is no case 'zzz' (--check-list says which there are)"),
         (["--check", "-n", "5"], "--check says itself what is sent: leave out -n"),
         (["--check", "-m", "hi", "-c", "2", "-"], "leave out -m, -, -c"),

@@ -1,7 +1,8 @@
 """The cases: what an echo service, and whatever stands in front of it, must do (RFC 862, RFC 9293, RFC 1122).
 
 Each is a short conversation. They begin with the plain ones and end with those that a poor server does not survive, for
-what comes after those is not run. What they send together is bounded: under 48 MiB, on under 300 connections.
+what comes after those is not run. What they send together has a limit: 48 MiB on 300 connections, and where `thorough`
+ones are run, 384 MiB on 1,400.
 """
 
 from __future__ import annotations
@@ -10,30 +11,49 @@ import socket
 import statistics
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from echopair.address import format_address
-from echopair.check.peer import Failed, Peer
+from echopair.check.hint import Seen
+from echopair.check.peer import Failed, Late, Peer
 from echopair.check.run import Case, Check, Skipped
-from echopair.text import duration
+from echopair.text import count, duration, printable, size
 
 KIB, MIB = 1024, 1024 * 1024
 MUCH = 6 * MIB  # more than a socket buffers (tcp(7), tcp_wmem: 4 MiB unless somebody changed that)
-DELAYED = 0.030  # seconds above the round trip; a delayed ACK is 40 ms late (RFC 1122 4.2.3.2: at most 500)
+ALIKE = 0.020  # seconds between delays of one kind
+SEVERAL = 4  # messages; one or two may be late for any reason
 HELD_UP = 1.0  # seconds above the round trip; by then it is not the path that is slow
 LITTLE = 128 * KIB  # bytes; smaller than a segment, as loopback has them, it would cost a delayed ACK each time
-IDLE = 2.0  # seconds
 PAUSE = 0.005  # seconds
+MESSAGES = 1500  # in the life of a connection; some services allow 100, or 1,000
+AT_ONCE = 10  # connections of a crowd
 
 CASES: list[Case] = []
 Body = Callable[[Check], Coroutine[Any, Any, None]]
 
 
-def case(usually: str) -> Callable[[Body], Body]:
+# What a connection may begin with, however much it looks like something else.
+BEGINNINGS = (
+    b"\xef\xbb\xbf",  # byte order marks: UTF-8, UTF-16, UTF-32
+    b"\xff\xfe",
+    b"\xfe\xff",
+    b"\xff\xfe\0\0",
+    b"\0",
+    b"\xff\xfd\x01",  # Telnet, DO ECHO (RFC 857)
+    b"\x16\x03\x01\x02\0\x01\0",  # TLS, a ClientHello (RFC 8446 5.1)
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"PROXY TCP4 192.0.2.1 192.0.2.2 7 7\r\n",
+)
+
+
+def case(usually: str, *, needs_echo: bool = True, thorough: bool = False) -> Callable[[Body], Body]:
     """Make a case of the decorated conversation, whose docstring says what it proves; `usually` why it fails."""
 
     def add(body: Body) -> Body:
-        CASES.append(Case(body.__name__.replace("_", "-"), (body.__doc__ or "").rstrip("."), usually, body))
+        name, proves = body.__name__.replace("_", "-"), (body.__doc__ or "").rstrip(".")
+        CASES.append(Case(name, proves, usually, body, needs_echo, thorough))
         return body
 
     return add
@@ -43,16 +63,39 @@ def case(usually: str) -> Callable[[Body], Body]:
 async def basic(check: Check) -> None:
     """What is sent comes back."""
     peer = await check.connect()
-    await peer.echo(check.text(100))
+    try:
+        for _ in range(3):
+            await peer.echo(check.text(100))
+    except Failed as failure:
+        failure.seen = await probe(check, peer, failure)
+        raise
 
 
-@case(usually="a greeting, a PROXY protocol header, or an interpreter's prompt")
+async def probe(check: Check, peer: Peer, failure: Failed) -> Seen:
+    """Find out more of a service that does not echo: what ends its silence, or whether it speaks first."""
+    seen = failure.seen
+    with suppress(Failed):
+        if not isinstance(failure, Late):
+            return replace(seen, greeting=await (await check.connect()).overhear())
+        if seen.got:
+            return seen
+        peer.send_apart(b"\n")
+        if await peer.overhear():
+            return replace(seen, answers_to="newline")
+        peer.send_eof()
+        if await peer.overhear():
+            return replace(seen, answers_to="EOF")
+    return seen
+
+
+@case(usually="a greeting, a PROXY protocol header, or an interpreter's prompt", needs_echo=False)
 async def silent(check: Check) -> None:
     """Nothing comes back but what was sent, no banner."""
     peer = await check.connect()
     await peer.expect_silence()
-    await peer.echo(check.text(100))
-    await peer.expect_silence()
+    if not check.basic_failed:
+        await peer.echo(check.text(100))
+        await peer.expect_silence()
 
 
 @case(usually="text is decoded and encoded again, ends of lines are converted, or a terminal interprets some")
@@ -72,12 +115,34 @@ async def edges(check: Check) -> None:
             await peer.echo(message)
 
 
+@case(usually="a byte order mark is removed, or something on the way takes the bytes for a protocol that it knows")
+async def first_bytes(check: Check) -> None:
+    """A connection may begin with any bytes, also those of a mark or a header."""
+    for beginning in BEGINNINGS:
+        peer = await check.connect()
+        try:
+            await peer.echo(beginning + check.text(10))
+        except Failed as failure:
+            told = f"of a connection that began with {printable(beginning)}, {failure}"
+            raise type(failure)(told, failure.seen) from None
+        peer.close()
+
+
+@case(usually="bytes are taken in pairs or in blocks, and an incomplete one waits for the rest")
+async def lengths(check: Check) -> None:
+    """Messages come back whole whatever their length, odd ones too."""
+    peer = await check.connect()
+    for power in (8, 10, 12, 14, 16, 20):
+        for length in (2**power - 1, 2**power, 2**power + 1):
+            await peer.echo(check.text(length))
+
+
 @case(usually="the server waits for a whole line, or for a buffer to fill")
 async def byte_by_byte(check: Check) -> None:
     """Bytes that come one at a time come back as they come."""
     peer = await check.connect()
-    for byte in check.text(check.rounds(64)):
-        await peer.echo(bytes([byte]))
+    for _ in check.rounds(64):
+        await peer.echo(check.text(1))
 
 
 @case(usually="one answer is sent a read or a line, or answers overtake each other")
@@ -94,7 +159,16 @@ async def pipelined(check: Check) -> None:
 async def burst(check: Check) -> None:
     """A stream of 4 MiB comes back while it is sent."""
     peer = await check.connect()
-    await peer.echo(check.text(4 * MIB))
+    await peer.echo(check.text(4 * MIB + 1))
+
+
+@case(usually="an offset or a counter runs over, or a buffer is used again too soon", thorough=True)
+async def volume(check: Check) -> None:
+    """A connection carries as many bytes as it is given."""
+    peer, until = await check.connect(), check.loop.clock() + check.plan.enough
+    while peer.received < check.plan.volume:
+        await peer.echo(check.text(MIB))
+        check.allow(until, f"only {size(peer.received)} of {size(check.plan.volume)} came back")
 
 
 @case(usually="accepting waits: for a busy worker, a name lookup, a proxy's own connection to a distant backend")
@@ -107,32 +181,39 @@ async def first_echo(check: Check) -> None:
         await peer.echo(check.text(10))
         took.append(check.loop.clock() - began)
         peer.close()
-    late = statistics.median(took) - 2 * check.round_trip
+    late = statistics.median(took) - check.connecting - 2 * check.round_trip
     if late > HELD_UP / 4:
-        raise Failed(f"the first echo took {duration(late)} more than connecting and a round trip do")
+        raise Late(f"the first echo took {duration(late)} more than connecting and a round trip do")
 
 
-@case(usually="Nagle's algorithm waits for a delayed ACK: set TCP_NODELAY. Or a proxy is near and its backend far")
+@case(usually="Nagle's algorithm waits for a delayed ACK: set TCP_NODELAY")
 async def latency(check: Check) -> None:
     """Small messages are answered at once, a lone one and several in a row."""
-    peer = await check.connect()
-    alone = [await timed(check, peer, 1) for _ in range(check.rounds(60))]
+    peer, delayed = await check.connect(), check.plan.delayed
+    alone = [await timed(check, peer, 1) for _ in check.rounds(60)]
     usual = statistics.median(alone)
-    if usual - check.round_trip > DELAYED:
-        raise Failed(f"a lone one took {duration(usual)}, and making a connection {duration(check.round_trip)}")
-    if late := [took for took in alone if took - usual > DELAYED][1:]:
-        raise Failed(
-            f"a lone one took {duration(usual)} mostly, but {len(late) + 1} of {len(alone)} took {duration(max(late))}"
+    if usual - check.connecting > delayed:
+        told = f"a lone one took {duration(usual)}, and making a connection {duration(check.connecting)}"
+        raise Late(told, Seen(far=True))
+    late = [took for took in alone if took - usual > delayed]
+    if len(late) >= SEVERAL:
+        raise Late(
+            f"a lone one took {duration(usual)} mostly, but {len(late)} of {len(alone)} took {duration(max(late))}"
         )
-    held_back = []  # whether an answer meets an unacknowledged one is a matter of moments, so try until it is certain
-    for _ in range(check.rounds(60)):
+    # An answer is held back when it meets one that is not acknowledged. That is a matter of moments, so try until it
+    # is certain; and it lasts for as long each time, unlike what a busy machine does to lone messages, too.
+    enough, held_back = SEVERAL, []
+    for _ in check.rounds(200):
+        enough += SEVERAL * (await timed(check, peer, 1) - usual > delayed)
         took = await timed(check, peer, 32)
-        if took - usual > DELAYED:
+        if took - usual > delayed:
             held_back.append(took)
-        if len(held_back) == 3:
-            raise Failed(
-                f"a lone one took {duration(usual)}, but the last in a row of small ones {duration(max(held_back))}"
-            )
+        if len(held_back) > 2 * enough:
+            break
+    if len(held_back) > enough:
+        least, _, most = statistics.quantiles(held_back, n=4)
+        if most - least < ALIKE:
+            raise Late(f"a lone one took {duration(usual)}, but the last in a row of small ones {duration(most)}")
 
 
 async def timed(check: Check, peer: Peer, number: int) -> float:
@@ -146,23 +227,56 @@ async def timed(check: Check, peer: Peer, number: int) -> float:
 
 @case(usually="an idle timeout of the server, or of a proxy or NAT on the way, is too short")
 async def idle(check: Check) -> None:
-    """A connection that was idle for two seconds is still served."""
+    """A connection that was idle for a while is still served."""
     peer = await check.connect()
     await peer.echo(check.text(100))
-    await check.sleep(IDLE)
+    await check.sleep(check.plan.idle)
     await peer.echo(check.text(100))
+
+
+@case(usually="connections, or the messages on one, are limited in the server or in a proxy", thorough=True)
+async def life(check: Check) -> None:
+    """A connection lives for as long as it is used."""
+    peer, began = await check.connect(), check.loop.clock()
+    messages = 0
+    while check.loop.clock() - began < check.plan.life:
+        try:
+            await peer.echo(check.text(10))
+        except Failed as failure:
+            told = f"{failure}, after {duration(check.loop.clock() - began)} and {count(messages, 'message')}"
+            raise type(failure)(told, failure.seen) from None
+        messages += 1
+        await check.sleep(check.plan.life / MESSAGES)
 
 
 @case(usually="the server serves one connection at a time, or connections share a buffer")
 async def many(check: Check) -> None:
     """50 connections at once each get their own bytes back."""
-    peers = await check.together(*(check.connect() for _ in range(50)))
+    ways = await check.together(*(attempt(check.connect()) for _ in range(50)))
+    peers = [peer for peer in ways if isinstance(peer, Peer)]
     for length in (10, 10_000):
         messages = [check.text(length) for _ in peers]
         for peer, message in zip(peers, messages, strict=True):
-            await peer.send(message)
-        for peer, message in reversed(list(zip(peers, messages, strict=True))):
-            await peer.expect(message)
+            with suppress(Failed):  # reading will show it, too
+                await peer.send(message)
+        expected = reversed(list(zip(peers, messages, strict=True)))
+        ways += await check.together(*(attempt(peer.expect(message)) for peer, message in expected))
+        if failures := [way for way in ways if isinstance(way, Failed)]:
+            served = 50 - len(failures)
+            wrong = [failure for failure in failures if not (isinstance(failure, Late) or failure.seen.ended)]
+            failure = (wrong or failures)[0]
+            if wrong or not served:
+                raise failure
+            told = f"{served} of 50 connections were served; of another one, {failure}"
+            raise type(failure)(told, replace(failure.seen, served=served, tried=50))
+
+
+async def attempt(body: Coroutine[Any, Any, Any]) -> Any:
+    """Return what `body` returns, or how it failed."""
+    try:
+        return await body
+    except Failed as failure:
+        return failure
 
 
 @case(usually="the server listens on one of them only, a firewall drops the other, or the name lists an old address")
@@ -180,7 +294,7 @@ async def both_families(check: Check) -> None:
             raise Failed(f"{format_address(address[1])}: {failure}") from None
 
 
-@case(usually="EOF is not noticed, or not passed on by a proxy")
+@case(usually="EOF is not noticed, or not passed on by a proxy", needs_echo=False)
 async def fin_alone(check: Check) -> None:
     """EOF without a byte before it is answered by EOF."""
     peer = await check.connect()
@@ -212,32 +326,34 @@ async def half_close(check: Check) -> None:
 @case(usually="the connection is closed at EOF with bytes still owed, or a proxy's half-close timeout cuts it")
 async def half_close_slow(check: Check) -> None:
     """What is owed at EOF reaches a peer that reads slowly."""
+    message = check.text(MUCH)  # which takes a while
     peer = await check.connect()
     peer.buffer(LITTLE)
-    message = check.text(MUCH)
     sent = await peer.send_until_full(message)
     peer.send_eof()
-    await peer.expect_slowly(message[:sent], 64 * KIB, PAUSE)
+    await check.leave_unread(peer)
+    await peer.expect_slowly(message[:sent], 64 * KIB, check.plan.pause)
 
 
 @case(usually="bytes are dropped when the outbound buffer is full, or a send timeout ends the connection")
 async def slow_reader(check: Check) -> None:
     """A peer that reads slowly loses nothing."""
+    message = check.text(MUCH)  # which takes a while
     peer = await check.connect()
     peer.buffer(LITTLE)
-    message = check.text(MUCH)
     sent = await peer.send_until_full(message)
     await peer.expect_slowly(message[:sent], 64 * KIB, PAUSE)
     await peer.echo(check.text(1000))
 
 
-@case(usually="the server ends a connection whose peer does not read, or drops what does not fit")
+@case(usually="a send timeout ends a connection whose peer does not read for a while, or what does not fit is dropped")
 async def before_reading(check: Check) -> None:
     """More than the path holds, sent before anything is read, comes back."""
+    message = check.text(16 * MIB)  # which takes a while
     peer = await check.connect()
     peer.buffer(LITTLE)
-    message = check.text(16 * MIB)
     sent = await peer.send_until_full(message)
+    await check.leave_unread(peer)
     peer.buffer(MIB)
     await peer.exchange(message[sent:], message)
 
@@ -250,12 +366,28 @@ async def slow_neighbour(check: Check) -> None:
     with suppress(Failed):  # what becomes of such a peer is for other cases to say
         owed = owed[: await deaf.send_until_full(owed)]
     peer = await check.connect()
-    for _ in range(check.rounds(20)):
+    for _ in check.rounds(20):
         took = await timed(check, peer, 1)
         if took - check.round_trip > HELD_UP:
-            raise Failed(f"an echo to another peer took {duration(took)} meanwhile")
+            raise Late(f"an echo to another peer took {duration(took)} meanwhile")
     with suppress(Failed):
         await deaf.expect(owed)
+
+
+@case(usually="the mark where urgent data ends is taken for EOF, for an error, or for nothing to read")
+async def urgent(check: Check) -> None:
+    """Urgent data, whatever becomes of its byte, leaves the others as they are."""
+    peer = await check.connect()
+    peer.ignored = b"!"
+    await peer.echo(check.text(8192))
+    for length in (4, 100_000):  # the first one is sent from before the mark on, and nothing follows it
+        peer.send_urgent(b"!")
+        await peer.echo(check.text(length))
+    message = check.text(100_000)
+    peer.send_urgent(b"!")
+    await peer.send(message)
+    peer.send_eof()
+    await peer.expect(message)
 
 
 @case(usually="an error that accept() or the first read reports is not caught")
@@ -287,6 +419,38 @@ async def churn(check: Check) -> None:
     for _ in range(10):
         await check.together(*(way(check) for way in (come_and_close, come_and_reset) for _ in range(5)))
     await talk(check, [await check.connect()])
+
+
+@case(usually="a worker, or a buffer that is used again, serves its connections wrongly", thorough=True)
+async def crowd(check: Check) -> None:
+    """Each of a thousand connections gets its own bytes back."""
+    until, all_, number = check.loop.clock() + check.plan.enough, check.plan.crowd, 0
+    while number < all_:
+        number += AT_ONCE
+        try:
+            await check.together(*(come_and_close(check) for _ in range(AT_ONCE)))
+        except Failed as failure:
+            raise type(failure)(
+                f"among the first {number:,} of {all_:,} connections, {failure}", failure.seen
+            ) from None
+        check.allow(until, f"only {number:,} of {count(all_, 'connection')} were made")
+
+
+@case(usually="what a peer does not read is kept without a limit, until memory is full", thorough=True)
+async def back_pressure(check: Check) -> None:
+    """A peer that does not read cannot send without end."""
+    peer, until = await check.connect(), check.loop.clock() + check.plan.enough
+    peer.buffer(LITTLE)
+    block = check.text(MIB)
+    while peer.sent < check.plan.hoard:
+        try:
+            taken = await peer.send_until_full(block)
+        except Failed:  # what becomes of such a peer is for other cases to say
+            return
+        if taken < len(block):
+            return
+        check.allow(until, f"{size(peer.sent)} of {size(check.plan.hoard)} were taken: the path is too slow to tell")
+    raise Failed(f"{size(peer.sent)} were taken, and nothing was read back")
 
 
 async def come_and_close(check: Check) -> None:

@@ -7,27 +7,43 @@ wrong is told as it was seen from here, with the number of the byte at which it 
 from __future__ import annotations
 
 import socket
+import statistics
+from collections import deque
 from collections.abc import Callable
 
+from echopair.check.hint import Path, Seen
 from echopair.check.script import ready, sleep
 from echopair.client.mismatch import agreement, diagnose, dump
+from echopair.client.tcpinfo import path_figures
 from echopair.connection import NO_LINGER, READ_SIZE
 from echopair.loop import READ, WRITE, EventLoop
 from echopair.text import count, duration, reason
 
 COMPARED = 1024  # bytes after the first wrong one, to say what happened there and not further on
 MOMENT = 0.2  # seconds in which what must not come has time to come
+HEAD = 512  # bytes of each direction that are kept, to say what they look like
+SMALL = 1000  # bytes of a message at most, for its echo to take a round trip
+ROUND_TRIPS_KEPT = 99
 
 
 class Failed(Exception):  # noqa: N818 - a verdict
-    """What was seen instead of what should have been."""
+    """What was seen instead of what should have been; in words, and as `seen` for a hint."""
+
+    def __init__(self, told: str, seen: Seen | None = None) -> None:
+        super().__init__(told)
+        self.seen = seen or Seen()
+
+
+class Late(Failed):
+    """What should have come came too late, or did not come."""
 
 
 class Peer:
     """One end of a connection, for as long as the other one moves a byte at least every `patience` seconds.
 
-    `doing` is told how far it is; a path that takes nothing for `moment` seconds is full, and one that brings nothing
-    for so long is silent.
+    `doing` is called with how far it is. A path that takes nothing for `moment` seconds is full, and one that brings
+    nothing for so long is silent. How many seconds the echo of a small message takes goes to `round_trips`, except
+    for a connection's first one, which may have to wait for more. The bytes in `ignored` count as not received.
     """
 
     def __init__(
@@ -36,46 +52,60 @@ class Peer:
         sock: socket.socket,
         patience: float,
         doing: Callable[[str], object],
-        moment: float = MOMENT,
+        round_trips: deque[float] | None = None,
     ) -> None:
         self._loop = loop
         self.sock = sock
-        self._patience = patience
+        self.patience = patience
         self._doing = doing
-        self._moment = moment
+        self._round_trips = deque(maxlen=ROUND_TRIPS_KEPT) if round_trips is None else round_trips
+        self._heads = bytearray(), bytearray()  # sent, received
         self.sent = 0
         self.received = 0
         self.closed = False
+        self._buffered = False
+        self.ignored = b""
+        self.path: Path | None = None  # once it is closed
+
+    @property
+    def moment(self) -> float:
+        """Return how many seconds to wait for what may not come."""
+        return max(MOMENT, 3 * statistics.median(self._round_trips or (0.0,)))
 
     async def send(self, data: bytes) -> None:
         """Send all of `data`, and read nothing meanwhile."""
         await self.exchange(data, b"")
 
     async def expect(self, data: bytes) -> None:
-        """Read so many bytes, which are these."""
+        """Read len(data) bytes and compare them with `data`."""
         await self.exchange(b"", data)
 
     async def echo(self, data: bytes) -> None:
         """Send `data` and read it back, both as fast as it goes."""
+        first, began = not self.received, self._loop.clock()
         await self.exchange(data, data)
+        if not first and len(data) <= SMALL:
+            self._round_trips.append(self._loop.clock() - began)
 
     async def exchange(self, out: bytes, expected: bytes) -> None:
         """Send the one and read the other, both as fast as it goes."""
-        unsent, missing = memoryview(out), memoryview(expected)
-        while unsent or missing:
+        unsent, place = memoryview(out), 0
+        while unsent or place < len(expected):
+            missing = len(expected) - place
             self._doing(self._progress())
             events = (READ if missing else 0) | (WRITE if unsent else 0)
-            found = await ready(self._loop, self.sock, events, self._patience)
+            found = await ready(self._loop, self.sock, events, self.patience)
             if not found:
                 what = "came" if missing else "was taken"
-                raise Failed(f"nothing more {what} for {duration(self._patience)} after {self._progress()}")
+                told = f"nothing more {what} for {duration(self.patience)} after {self._progress()}"
+                raise Late(told, self.seen())
             if found & READ:
-                data = self._receive(min(len(missing), READ_SIZE))
+                data = self._receive(min(missing, READ_SIZE))
                 if data == b"":
-                    raise Failed(f"EOF after {self._progress()}")
-                if data and data != missing[: len(data)]:
-                    raise Failed(self._difference(bytes(missing[:READ_SIZE]), data))
-                missing = missing[len(data or b"") :]
+                    raise Failed(f"EOF after {self._progress()}", self.seen(ended=True))
+                if data and not expected.startswith(data, place):
+                    raise Failed(self._difference(expected[place : place + READ_SIZE], data), self.seen())
+                place += len(data or b"")
             if found & WRITE and unsent:
                 unsent = unsent[self._send(unsent) :]
 
@@ -83,12 +113,12 @@ class Peer:
         """Send a few bytes, each by a send of its own, with nothing between them."""
         for byte in data:
             if not self._send(memoryview(bytes([byte]))):
-                raise Failed(f"not even a byte was taken after {self._progress()}")
+                raise Failed(f"not even a byte was taken after {self._progress()}", self.seen())
 
     async def send_until_full(self, data: bytes) -> int:
         """Send of `data` what the path takes while nobody reads the echo; return how much that was."""
         unsent = memoryview(data)
-        while unsent and await ready(self._loop, self.sock, WRITE, self._moment):
+        while unsent and await ready(self._loop, self.sock, WRITE, self.moment):
             unsent = unsent[self._send(unsent) :]
         return len(data) - len(unsent)
 
@@ -98,32 +128,44 @@ class Peer:
             await self.expect(data[start : start + at_once])
             await sleep(self._loop, pause)
 
+    async def overhear(self) -> bytes:
+        """Return what comes within a moment; nothing at EOF."""
+        return (await ready(self._loop, self.sock, READ, self.moment) and self._receive(READ_SIZE)) or b""
+
     async def expect_silence(self) -> None:
         """See that for a moment nothing comes; EOF, or the end, is no noise."""
-        if await ready(self._loop, self.sock, READ, self._moment):
-            data = self._receive(READ_SIZE)
-            if data:
-                raise Failed(f"{count(len(data), 'byte')} came that nobody had sent: {dump(data)}")
+        if data := await self.overhear():
+            raise Failed(f"{count(len(data), 'byte')} came that nobody had sent: {dump(data)}", self.seen())
 
     async def expect_eof(self) -> None:
         """Read EOF, and nothing before it."""
         self._doing("EOF had not come")
-        if not await ready(self._loop, self.sock, READ, self._patience):
-            raise Failed(f"no EOF came back within {duration(self._patience)} of ours")
-        data = self._receive(READ_SIZE)
+        data: bytes | None = None
+        while data is None:
+            if not await ready(self._loop, self.sock, READ, self.patience):
+                raise Late(f"no EOF came back within {duration(self.patience)} of ours", self.seen())
+            data = self._receive(READ_SIZE)
         if data:
-            raise Failed(f"{count(len(data), 'byte')} more came back than was sent: {dump(data)}")
+            raise Failed(f"{count(len(data), 'byte')} more came back than was sent: {dump(data)}", self.seen())
 
     def send_eof(self) -> None:
         """Say that we send no more (shutdown(2), SHUT_WR)."""
         try:
             self.sock.shutdown(socket.SHUT_WR)
         except OSError as error:
-            raise Failed(f"{reason(error)} before our EOF") from None
+            raise Failed(f"{reason(error)} before our EOF", self.seen(ended=True)) from None
+
+    def send_urgent(self, byte: bytes) -> None:
+        """Send a byte of urgent data (RFC 9293 3.8.5, RFC 6093)."""
+        try:
+            self.sock.send(byte, socket.MSG_OOB)
+        except OSError as error:
+            raise self._broken(error) from None
 
     def buffer(self, length: int) -> None:
         """Have a receive buffer of so many bytes; with a small one the path is full soon (socket(7), SO_RCVBUF)."""
         self._set(socket.SO_RCVBUF, length)
+        self._buffered = True
 
     def reset(self) -> None:
         """End with a reset."""
@@ -134,8 +176,19 @@ class Peer:
         """Close the socket, whatever is under way."""
         if not self.closed:
             self.closed = True
+            if figures := path_figures(self.sock):
+                # What does not fit into a buffer of ours is lost, too, and not on the path.
+                lost, segments, unanswered, segment_bytes, out_of_order = figures
+                out_of_order *= not self._buffered
+                large = self.sent > segment_bytes
+                self.path = Path(lost, segments, unanswered, segment_bytes, out_of_order, large)
             self._loop.watch(self.sock, 0)
             self.sock.close()
+
+    def seen(self, *, ended: bool = False) -> Seen:
+        """Return what a hint can be taken from."""
+        sent, got = map(bytes, self._heads)
+        return Seen(sent, got, b"" if sent else got, ended=ended)
 
     def _set(self, option: int, value: int | bytes) -> None:
         try:
@@ -150,6 +203,7 @@ class Peer:
             return 0
         except OSError as error:
             raise self._broken(error) from None
+        self._heads[0].extend(data[: min(sent, HEAD - len(self._heads[0]))])
         self.sent += sent
         return sent
 
@@ -160,11 +214,16 @@ class Peer:
             return None
         except OSError as error:
             raise self._broken(error) from None
+        if self.ignored and data:
+            data = data.replace(self.ignored, b"")
+            if not data:
+                return None
+        self._heads[1].extend(data[: HEAD - len(self._heads[1])])
         self.received += len(data)
         return data
 
     def _broken(self, error: OSError) -> Failed:
-        return Failed(f"{reason(error)} after {self._progress()}")
+        return Failed(f"{reason(error)} after {self._progress()}", self.seen(ended=True))
 
     def _progress(self) -> str:
         return f"{self.received:,} of {count(self.sent, 'byte')} sent had come back"

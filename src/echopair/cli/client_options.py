@@ -144,7 +144,8 @@ def _identity(path: str | int) -> object:
 def _check(args: argparse.Namespace) -> None:
     _check_outputs(args)
     asked = [option for name, option in MEASURED.items() if getattr(args, name) not in (None, False)]
-    args.check = args.check or args.check_list or bool(args.check_only) or args.junit is not None
+    args.check = args.check or args.check_list or bool(args.check_only or args.check_skip)
+    args.check = args.check or args.thorough or args.tap or args.junit is not None
     args.timeout = args.timeout or (CHECK_TIMEOUT if args.check else TIMEOUT)
     args.measured = bool(asked)
     if args.check:
@@ -159,16 +160,15 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _check_check(args: argparse.Namespace, asked: Sequence[str]) -> None:
-    from echopair.cli.checking import unknown_case
+    from echopair.cli.checking import chosen
 
-    others = [option for option in asked if option not in ("--seed", "-J")]
+    others = [option for option in asked if option not in ("--seed", "-J", "-o", "--report")]
     others += ["-m"] * bool(args.message) + ["-"] * args.pipe + ["-c"] * (args.conns > 1) + ["-w"] * (args.pipeline > 1)
     others += ["--verify"] * (args.verify != FULL) + ["--merge"] * bool(args.merge)
     others += ["--all-addresses"] * args.all_addresses
     if others:
         raise options.UsageError(f"--check says itself what is sent: leave out {', '.join(others)}")
-    if complaint := unknown_case(args.check_only or ()):
-        raise options.UsageError(complaint)
+    chosen(args)
     args.conns = 64  # more than are open at once
     _check_target(args)
 
@@ -298,9 +298,12 @@ def parser() -> options.Parser:
     add("--check", action="store_true",
         help="try named cases and say which fail; they take under 48 MiB on under 300 connections, "
              "51 at once, and some 10s each at most")
-    add("--check-only", metavar="NAME", action=options.Collect,
-        help="only this case, which implies --check; may be repeated")
+    add("--thorough", action="store_true",
+        help="check for up to two minutes, with 384 MiB on 1,400 connections")
+    add("--check-only", metavar="NAME", action=options.Collect, help="only this case; may be repeated")
+    add("--check-skip", metavar="NAME", action=options.Collect, help="not this case; may be repeated")
     add("--check-list", action="store_true", help="list the cases and exit")
+    add("--tap", action="store_true", help="print the outcome as TAP, as to a pipe, also on a terminal")
     add("--junit", metavar="FILE", help="write the outcome of a check to FILE, too, as JUnit's XML")
 
     add = parser.add_argument_group("what to report").add_argument
