@@ -1,7 +1,7 @@
 """Mistake: bytes are decoded to text and encoded again, as if every byte were a part of a character.
 
 Seen in: the tutorials, wherever a payload is printed; every proxy that "only logs".
-Fails: every-byte
+Fails: every-byte first-bytes
 """
 
 import socket

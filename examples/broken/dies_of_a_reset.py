@@ -9,6 +9,8 @@ import socket
 import sys
 from types import SimpleNamespace
 
+LIMIT = 8 * 1024 * 1024  # bytes owed to a peer, before reading pauses
+
 selector = selectors.DefaultSelector()
 listener = socket.create_server(("127.0.0.1", int(sys.argv[1]) if len(sys.argv) > 1 else 0))
 print("Listening on {}:{}".format(*listener.getsockname()), flush=True)
@@ -27,7 +29,7 @@ def accept():
 
 def serve(key, mask):
     sock, peer = key.fileobj, key.data
-    if mask & selectors.EVENT_READ:
+    if mask & selectors.EVENT_READ and len(peer.outbound) < LIMIT:
         data = sock.recv(65536)  # ConnectionResetError
         if not data and not peer.outbound:
             selector.unregister(sock)

@@ -1,8 +1,10 @@
 """Mistake: the server says something first; an echo has nothing to say of its own (RFC 862).
 
 Seen in: services behind a banner, PROXY protocol headers sent to a server that does not know them.
-Fails: basic silent edges every-byte byte-by-byte pipelined burst first-echo latency idle many \
-    fin-alone closes-after-eof half-close half-close-slow slow-reader before-reading slow-neighbour dropped reset churn
+Fails: basic silent fin-alone
+Fails, with --check-skip basic: silent edges first-bytes lengths every-byte byte-by-byte pipelined burst volume \
+    first-echo latency idle life many fin-alone closes-after-eof half-close half-close-slow slow-reader before-reading \
+    slow-neighbour urgent dropped reset churn crowd
 """
 
 import socket

@@ -2,6 +2,7 @@
 
 Seen in: Python's own selectors example ("hope it won't block"): 5,096 of 16,777,216 bytes came back.
 Fails: half-close-slow slow-reader before-reading
+Fails, with --thorough: back-pressure
 """
 
 import selectors

@@ -9,6 +9,7 @@ import sys
 from threading import Thread
 
 listener = socket.create_server(("127.0.0.1", int(sys.argv[1]) if len(sys.argv) > 1 else 0), backlog=128)
+seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 1.0
 print("Listening on {}:{}".format(*listener.getsockname()), flush=True)
 
 
@@ -25,11 +26,11 @@ def serve(sock):
 def echo(sock):
     """Echo."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.settimeout(1.0)
+    sock.settimeout(seconds)
     while data := sock.recv(65536):
         sock.settimeout(None)
         sock.sendall(data)
-        sock.settimeout(1.0)
+        sock.settimeout(seconds)
 
 
 while True:

@@ -2,6 +2,7 @@
 
 Seen in: a buffer that was moved out of the loop to save an allocation.
 Fails: many slow-neighbour reset churn
+Fails, with --thorough: crowd
 """
 
 import selectors

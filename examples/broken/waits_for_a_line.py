@@ -1,8 +1,7 @@
 """Mistake: bytes are answered line by line, so what does not end in a newline is not answered at all.
 
 Seen in: servers built on readline(), and terminals in between.
-Fails: basic silent edges byte-by-byte every-byte pipelined burst first-echo latency idle many \
-    slow-reader before-reading slow-neighbour dropped reset churn closes-after-eof
+Fails: basic
 """
 
 import socket

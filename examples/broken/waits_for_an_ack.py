@@ -24,8 +24,10 @@ def serve(sock):
 
 def echo(sock):
     """Echo."""
-    while data := sock.recv(65536):
-        sock.sendall(data)
+    while head := sock.recv(16):
+        sock.sendall(head)
+        if len(head) == 16:  # there is more
+            sock.sendall(sock.recv(65536))
 
 
 while True:
