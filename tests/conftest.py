@@ -9,10 +9,14 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from echopair.address import Address
 from echopair.loop import EventLoop, default_selector
 from helpers import HUNG, LOCALHOST, Clock, descriptors
+
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # as a machine may be
+settings.load_profile("busy")
 
 
 @pytest.fixture

@@ -474,7 +474,7 @@ def test_flushing_counts_as_activity(pair, loop, clock):
 few_at_a_time = st.lists(st.integers(1, 5) | st.just(BlockingIOError()), max_size=20)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     payload=st.binary(max_size=30_000),
     chunk_sizes=st.lists(st.integers(1, 10_000), max_size=8),
@@ -536,7 +536,7 @@ STEPS = st.sampled_from(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(steps=st.lists(STEPS, max_size=40))
 def test_any_life_ends_in_exactly_one_connection_lost(steps):
     near, far = small_pair()

@@ -112,7 +112,7 @@ def test_any_file_goes_through_the_pipe_and_back(tmp_path):
 
 def test_a_long_stream_needs_no_more_memory_than_a_short_one():
     figures = {}
-    for size in (1 * MIB, 400 * MIB):
+    for size in (1 * MIB, 200 * MIB):
         with running(
             "echo-client", "--loopback", "-", stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=False
         ) as client:
@@ -125,7 +125,7 @@ def test_a_long_stream_needs_no_more_memory_than_a_short_one():
             client.wait(HUNG)
             client.stdin = None
             assert client.returncode == 0
-    assert figures[400 * MIB] - figures[1 * MIB] < 16 * MIB
+    assert figures[200 * MIB] - figures[1 * MIB] < 16 * MIB
 
 
 def test_a_message_of_64_mib_does_not_deadlock():

@@ -474,11 +474,10 @@ def test_stopped_while_warming_up_nothing_is_counted(run):
 def test_a_schedule_that_cannot_be_kept_does_not_hold_up_the_end(run):
     run = run(conns=1, duration=1.0, rate=1e9)
     run.until_begun()
-    run.pass_time(1.01, 0.01)
-    run.pass_time(module.CATCH_UP, 0.1)
+    run.pass_time(1.0 + module.CATCH_UP, 0.1)
     figures = run.figures()
     assert figures["messages"]["sent"] + figures["messages"]["not_sent"] == 1e9
-    assert figures["messages"]["echoed"] > 100
+    assert figures["messages"]["echoed"] > 20
     assert run.load.seconds < 2.2
 
 
@@ -599,13 +598,13 @@ def test_a_sliver_of_an_interval_is_part_of_the_one_before(run):
 
 
 def test_the_lag_of_what_was_due_at_once_is_counted_too(run, clock):
-    run = run(conns=2, duration=1.0, rate=100_000.0)
+    run = run(conns=2, duration=1.0, rate=20_000.0)
     run.until_begun()
     run.pass_time(0.4, 0.005)
     clock.advance(0.6)
     run.pass_time(0.1)
     lag = run.figures()["latency_us"]["schedule_lag"]
-    assert lag["count"] == 100_000
+    assert lag["count"] == 20_000
     assert lag["max"] == pytest.approx(600_000, rel=0.02)
     assert lag["percentiles"]["90"] == pytest.approx(500_000, rel=0.05)
 
@@ -685,7 +684,7 @@ def test_a_server_may_be_away_for_long(run):
     run = run(conns=1, duration=2000.0)
     run.until_begun()
     run.server.close()
-    run.pass_time(2001, 0.3)
+    run.pass_time(2001, 0.5)
     assert run.figures()["connections"]["failed"] > 1100  # more often than a delay can be doubled
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 import statistics
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from documents import histogram
@@ -48,7 +48,6 @@ def test_nothing_has_a_header_and_a_trailer_of_zeros():
     )
 
 
-@settings(deadline=None)  # how long it takes is not the question
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=300))
 def test_every_line_is_a_percentile_of_the_histogram(recorded):
     counted = histogram(recorded)
@@ -61,7 +60,6 @@ def test_every_line_is_a_percentile_of_the_histogram(recorded):
     assert [share for _, share, _, _ in lines] == sorted({share for _, share, _, _ in lines})
 
 
-@settings(deadline=None)  # how long it takes is not the question
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=100))
 def test_greatest_value_is_in_the_plot_and_in_the_last_line(recorded):
     text = hgrm(histogram(recorded))
@@ -70,7 +68,6 @@ def test_greatest_value_is_in_the_plot_and_in_the_last_line(recorded):
     assert rows(text)[-1][0] == float(last[0])
 
 
-@settings(deadline=None)  # how long it takes is not the question
 @given(st.lists(st.integers(1, 2**40), min_size=2, max_size=100))
 def test_mean_is_exact_and_the_deviation_off_by_less_than_the_width_of_a_bucket(recorded):
     trailer = hgrm(histogram(recorded)).splitlines()[-3]

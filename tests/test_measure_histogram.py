@@ -62,9 +62,9 @@ def test_percentiles_agree_with_the_sorted_list_within_one_bucket(recorded, perc
     assert exact <= of(*recorded).percentile(percent) <= highest(_index(exact))
 
 
-def test_percentiles_of_a_million_random_samples_agree_with_the_sorted_list():
+def test_percentiles_of_many_random_samples_agree_with_the_sorted_list():
     source = random.Random(7)
-    recorded = [int(source.lognormvariate(13, 1.5)) for _ in range(1_000_000)]
+    recorded = [int(source.lognormvariate(13, 1.5)) for _ in range(200_000)]
     histogram = of(*recorded)
     recorded.sort()
     for percent in (0, 1, 25, 50, 90, 99, 99.9, 99.99, 100):

@@ -5,7 +5,7 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from documents import closed, empty, histogram, interrupted, interval, mismatch, opened, refused, timed
@@ -38,7 +38,6 @@ def rate(*runs):
 # Histograms
 
 
-@settings(deadline=None)  # how long it takes is not the question
 @given(nanoseconds)
 def test_a_histogram_dumped_and_loaded_is_the_same(recorded):
     counted = histogram(recorded)
@@ -71,7 +70,6 @@ def test_summary_of_a_time_too_short_to_measure_is_0_and_not_null():
     assert summary(histogram([0]), ["50"]) == {"count": 1, **figures}
 
 
-@settings(deadline=None)  # how long it takes is not the question
 @given(nanoseconds, nanoseconds)
 def test_merging_is_recording_both(ours, theirs):
     merged = merge([timed(empty(), response=ours), timed(empty(), response=theirs)])

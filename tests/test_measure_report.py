@@ -4,7 +4,7 @@ import re
 from itertools import accumulate
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from documents import EVERY, closed, empty, interrupted, interval, mismatch, opened, refused, timed
@@ -231,7 +231,6 @@ def test_sparkline_goes_from_0_to_the_largest():
     assert sparkline(seconds(0, 0, 0), 20) == "▁▁▁"
 
 
-@settings(deadline=None)  # how long it takes is not the question
 @given(st.lists(st.tuples(st.integers(0, 10**9), st.floats(1e-3, 1e4)), min_size=1, max_size=200), st.integers(1, 40))
 def test_sparkline_fits_however_many_intervals_there_are(values, width):
     messages, lengths = zip(*values, strict=True)
@@ -330,7 +329,6 @@ def test_a_span_of_fourteen_decades_has_a_row_for_each():
     assert sum(number for _, number, _, _, _ in drawn) == 2
 
 
-@settings(deadline=None)  # how long it takes is not the question
 @given(st.lists(st.integers(0, 2**45), min_size=1, max_size=200))
 def test_every_response_is_in_one_row_and_rows_are_few(recorded):
     drawn = rows(timed(empty(), response=recorded))
@@ -340,7 +338,6 @@ def test_every_response_is_in_one_row_and_rows_are_few(recorded):
     assert [mark for *_, mark in drawn if mark][-1].endswith("p99.9")
 
 
-@settings(deadline=None)  # how long it takes is not the question
 @given(st.integers(1000, 10**9), st.floats(2, 1000))
 def test_rows_are_many_where_there_is_something_to_tell_apart(least, factor):
     assert 7 <= len(rows(timed(empty(), response=[least, int(least * factor)]))) <= 14

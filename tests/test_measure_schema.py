@@ -7,7 +7,7 @@ from importlib.resources import files
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import documents
@@ -127,7 +127,6 @@ def test_wrong_values_are_refused(path, value):
     assert refused(document)
 
 
-@settings(deadline=None)  # how long it takes is not the question
 @given(st.data())
 def test_merging_refuses_just_what_the_schema_does(data):
     document = copy.deepcopy(FULL)

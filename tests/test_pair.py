@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import resource
-import selectors
 
 import pytest
 
@@ -62,8 +61,8 @@ def test_more_clients_than_the_server_takes_at_once_wait_for_their_turn(loop):
     assert server.connections_served == 20
 
 
-@pytest.mark.parametrize("kind", ["EpollSelector", "PollSelector"])  # select(2) ends at descriptor 1024
-def test_two_thousand_connections_at_once_three_rounds_of_random_sizes(kind):
+def test_two_thousand_connections_at_once_three_rounds_of_random_sizes(clock):
+    """On the default selector, for select(2) ends at descriptor 1024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard not in (-1, resource.RLIM_INFINITY) and hard < 4200:
         pytest.skip(f"needs 4,200 descriptors, this system allows {hard}")
@@ -76,7 +75,7 @@ def test_two_thousand_connections_at_once_three_rounds_of_random_sizes(kind):
         for number, three in enumerate(sizes, start=1)
     ]
     try:
-        with EventLoop(getattr(selectors, kind)()) as loop:
+        with EventLoop(clock=clock) as loop:
             server, client = run_pair(loop, sessions)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
