@@ -14,13 +14,12 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
-from echopair.address import listen
 from echopair.cli import server
 from echopair.cli import server as command
 from echopair.cli.command import FAILED, OK, USAGE
 from echopair.loop import EventLoop
 from echopair.server import EchoServer
-from helpers import HUNG, LOCALHOST, running_server
+from helpers import HUNG, LOCALHOST, connected_to, run_until, running_server, unix_listener
 
 
 @contextmanager
@@ -176,11 +175,15 @@ def test_a_worker_goes_by_its_lifeline(told, status):
 def test_a_drain_that_goes_on_is_not_begun_again(caplog):
     caplog.set_level("INFO")
     with EventLoop() as loop:
-        server = EchoServer(loop, listen([LOCALHOST], 0))
+        server = EchoServer(loop, [unix_listener()])
+        peer = connected_to(server.addresses[0])
+        run_until(loop, lambda: server.connections)
         stop = command.Stop(loop, server, 5.0)
         stop.drain()
         stop.drain()
+        peer.close()
         loop.run()
+    assert caplog.text.count("stopping once 1 connection got what is owed") == 1
 
 
 def test_the_first_signal_drains_and_the_second_does_not_wait(monkeypatch, lines):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import math
 import socket
 import sys
@@ -27,6 +26,7 @@ from helpers import (
     read_exactly,
     reset,
     run_client,
+    running,
     running_server,
     settle,
     unix_listener,
@@ -557,10 +557,12 @@ def test_probabilities_are_numbers_or_per_cent():
     assert options.delays("5ms") == ((0.005, 100.0),)
 
 
-def test_a_server_without_faults_loads_none_of_this():
-    with running_server("-q") as (server, port):
-        assert run_client(f"{LOCALHOST}:{port}").returncode == 0
+@pytest.mark.parametrize(("asked", "loaded"), [([], False), (["--chunk", "1"], True)])
+def test_a_server_without_faults_loads_none_of_this(asked, loaded):
+    program = "import sys\nfrom echopair.cli import server\nserver.main()\nprint(*sys.modules)"
+    with running(sys.executable, "-c", program, "--host", LOCALHOST, "--port", "0", *asked) as server:
+        server.stdout.readline()
         server.terminate()
-    assert "misbehaving" not in "".join(server.communicate(timeout=HUNG))
-    assert logging.getLogger("echopair.server.faults") is not None
-    assert sys.modules["echopair.server.faults"]
+        modules, _ = server.communicate(timeout=HUNG)
+    assert "echopair.server.echo" in modules.split()
+    assert ("echopair.server.faults" in modules.split()) == loaded

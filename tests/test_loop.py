@@ -113,6 +113,32 @@ def test_hang_up_of_what_is_forgotten_does_not_wake(
     assert selector.select(0) == []
 
 
+def test_what_is_forgotten_in_a_turn_is_not_called_back_in_it(loop: EventLoop, pair: Pair, second_pair: Pair) -> None:
+    """Not even if it was found ready: whichever of the two comes first forgets the other."""
+    calls: list[str] = []
+
+    def watch(name: str, sock: socket.socket, other: socket.socket) -> None:
+        loop.watch(sock, WRITE, lambda _events: (calls.append(name), loop.watch(other, 0)))
+
+    watch("one", pair[0], second_pair[0])
+    watch("other", second_pair[0], pair[0])
+    loop.run_once(0)
+    assert calls in (["one"], ["other"])
+    loop.run_once(0)
+    assert len(calls) == 2
+    loop.watch(pair[0], 0)
+    loop.watch(second_pair[0], 0)
+
+
+def test_what_was_forgotten_can_be_watched_again(loop: EventLoop, pair: Pair) -> None:
+    ready: list[int] = []
+    for _ in range(2):
+        loop.watch(pair[0], WRITE, ready.append)
+        loop.run_once(0)
+        loop.watch(pair[0], 0)
+    assert ready == [WRITE, WRITE]
+
+
 def test_forgetting_twice_is_harmless(loop: EventLoop, pair: Pair) -> None:
     loop.watch(pair[0], READ, lambda _events: None)
     loop.watch(pair[0], 0)
