@@ -374,8 +374,9 @@ def test_taken_address_is_not_left_out(monkeypatch: pytest.MonkeyPatch, taken: t
 class Contested:
     """Binding as it is where others take the port that the kernel chose before every address has it, so many times."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, times: int, number: int = errno.EADDRINUSE) -> None:
         self.times = times
+        self.number = number
         self.attempts = 0
         self._listen_on = address._listen_on
         monkeypatch.setattr(address, "_listen_on", self)
@@ -384,7 +385,7 @@ class Contested:
         if port:
             self.attempts += 1
             if self.attempts <= self.times:
-                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+                raise OSError(self.number, os.strerror(self.number))
         return self._listen_on(where, port, backlog, keepalive)
 
 
@@ -393,6 +394,13 @@ def test_free_port_that_is_taken_on_the_next_address_is_replaced(monkeypatch: py
     with listening(LOCALHOST, ELSEWHERE) as listeners:
         assert len({listener.getsockname()[1] for listener in listeners}) == 1
     assert contested.attempts > 3
+
+
+def test_another_failure_is_no_reason_to_try_another_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    contested = Contested(monkeypatch, 1, errno.EACCES)
+    with pytest.raises(AddressError, match="permission denied"):
+        listen([LOCALHOST, ELSEWHERE], 0)
+    assert contested.attempts == 1
 
 
 def test_port_that_was_asked_for_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,6 +222,23 @@ def test_a_pipeline_sends_so_many_ahead(talk, loop):
     assert conversation.receive(3) == b"ten"
 
 
+def test_eof_waits_for_the_echo_of_all(talk, loop):
+    conversation = talk(b"one", pipeline=2)  # so that it knows at once that this was all
+    assert conversation.receive(3) == b"one"
+    settle(loop)
+    assert not conversation.connection.eof_queued
+    conversation.server.send(b"one")
+    assert read_all(conversation.server, loop) == b""
+
+
+def test_a_whole_message_after_a_part_of_it_is_too_much(talk, loop):
+    conversation = talk(b"aa")
+    conversation.server.send(b"a")
+    settle(loop)
+    conversation.server.send(b"aa")
+    assert conversation.failure().startswith("echo extra: connection 2: 1 byte more came back than was sent")
+
+
 def test_an_echo_in_any_pieces_is_right(talk, loop):
     conversation = talk(b"one", b"two", b"six", pipeline=3)
     conversation.receive(9)

@@ -93,6 +93,18 @@ def test_reading_pauses_while_inbound_is_at_its_mark_and_then_goes_on(pair):
     assert connection.wanted == READ
 
 
+@pytest.mark.parametrize(("owed", "wanted"), [(4095, READ | WRITE), (4096, WRITE)])
+def test_a_mark_is_reached_by_the_byte_that_makes_it_full(loop, handler, owed, wanted):
+    near, far = small_pair()
+    with ScriptedSocket(near) as sock, far:
+        connection = Connection(loop, sock, handler, "peer", max_buffer=4096)
+        sock.tell("send", BlockingIOError())
+        connection.send(bytes(owed))
+        assert connection.wanted == wanted
+        connection.abort()
+        settle(loop)
+
+
 def test_after_eof_it_wants_only_what_is_owed(pair, loop, handler):
     connection, peer = pair
     fill(connection)
@@ -270,6 +282,40 @@ def test_the_handler_may_send_more_from_drained(loop):
     connection.abort()
     far.close()
     settle(loop)
+
+
+def test_closing_forgets_what_was_not_taken_and_reads_on(pair):
+    connection, _ = pair
+    connection.keep(bytes(4096))
+    assert not connection.wanted & READ
+    connection.close()
+    assert connection.inbound == b""
+    assert connection.wanted & READ
+
+
+def test_the_first_failure_is_the_one_that_is_told(scripted, loop, handler):
+    connection, sock, peer = scripted
+    sock.tell("send", BrokenPipeError(errno.EPIPE, "broken pipe"))
+    sock.tell("recv", ConnectionResetError(errno.ECONNRESET, "reset"))
+    connection.send(b"hello")
+    peer.send(b"x")
+    run_until(loop, lambda: handler.errors)
+    assert isinstance(handler.errors[0], BrokenPipeError)
+
+
+def test_what_ended_while_it_was_read_is_not_written_to(scripted):
+    connection, sock, peer = scripted
+
+    class Ending(Handler):
+        def data_received(self, connection, data):
+            connection.abort()
+
+    connection.handler = Ending()
+    sock.tell("send", BlockingIOError())
+    connection.send(b"owed")
+    peer.send(b"x")
+    connection._ready(READ | WRITE)
+    assert sock.calls == ["send", "recv"]
 
 
 def test_sending_after_send_eof_is_a_mistake(pair):

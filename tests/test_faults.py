@@ -112,6 +112,16 @@ def test_delays_are_distributed_as_asked_and_keep_the_order(loop, clock, serve):
     assert early + got(loop, peer) == bytes(range(20))
 
 
+def test_what_is_due_at_one_time_is_kept_as_one(loop, serve):
+    server, connect = serve(delay=((0.5, 100),))
+    peer = connect()
+    for _ in range(20):
+        peer.send(b"x")
+        settle(loop)
+    (victim,) = server._victims.values()
+    assert len(victim.due) == 1
+
+
 def test_a_throttle_lets_so_many_bytes_through_a_second(loop, clock, serve):
     _, connect = serve(throttle=1000)
     peer = connect()

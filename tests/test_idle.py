@@ -93,6 +93,15 @@ def test_bytes_put_it_off_by_a_whole_timeout(watched: Watched) -> None:
     assert watched.after(STEP) == ["a"]
 
 
+def test_bytes_after_a_silence_put_the_next_off_by_a_whole_timeout(watched: Watched) -> None:
+    connection = watched.connect("a")
+    assert watched.after(TIMEOUT) == ["a"]
+    watched.clock.advance(TIMEOUT / 2)
+    connection.active_at = watched.clock()
+    assert watched.after(TIMEOUT / 2) == []
+    assert watched.after(TIMEOUT / 2) == ["a"]
+
+
 def test_only_the_silent_are_told(watched: Watched) -> None:
     watched.connect("a")
     busy = watched.connect("b")

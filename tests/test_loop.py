@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import os
 import selectors
@@ -91,6 +92,18 @@ def test_what_is_not_ready_is_not_called_back(loop: EventLoop, pair: Pair) -> No
     loop.run_once(0)
     loop.watch(pair[0], 0)
     assert ready == []
+
+
+def test_hang_up_of_a_pipe_is_something_to_read(loop: EventLoop) -> None:
+    """Though epoll and poll call it by a name of its own (poll(2), POLLHUP)."""
+    ready: list[int] = []
+    reader, writer = os.pipe()
+    loop.watch(reader, READ, ready.append)
+    os.close(writer)
+    loop.run_once(0)
+    loop.watch(reader, 0)
+    os.close(reader)
+    assert ready == [READ]
 
 
 def test_watching_again_replaces_events_and_callback(loop: EventLoop, pair: Pair) -> None:
@@ -634,6 +647,15 @@ def test_cancelled_timers_do_not_pile_up(loop):
     assert len(loop._timers) <= TIMERS + 10
     assert {timer for _, _, timer in loop._timers} >= set(kept)
     for timer in kept:
+        timer.cancel()
+
+
+def test_timers_that_are_set_are_not_gone_through_each_time(loop, monkeypatch):
+    looked, heapify = [], heapq.heapify
+    monkeypatch.setattr(heapq, "heapify", lambda timers: (looked.append(len(timers)), heapify(timers)))
+    timers = [loop.call_later(3600, lambda: None) for _ in range(4 * TIMERS)]
+    assert looked == [TIMERS, 2 * TIMERS]
+    for timer in timers:
         timer.cancel()
 
 

@@ -163,7 +163,7 @@ def test_where_it_is_the_turn_of_others_they_come_first_if_they_come_soon(loop, 
 
 
 def test_accepts_so_many_a_wake_up_and_no_more(loop, request):
-    world = make(loop, request, listener=unix_listener())
+    world = make(loop, request, listener=unix_listener(), max_conns=1000)
     for _ in range(ACCEPTS_PER_WAKEUP + 5):
         world.connect(served=False)
     loop.run_once(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import time
@@ -188,6 +189,39 @@ def test_no_more_is_read_while_a_pipe_is_owed_and_all_comes_in_the_end(stream, l
     assert data == (BIG * 8)[:sent]
     assert "drained" in handler.events
     assert not connection.outbound
+
+
+def test_bytes_that_move_are_noticed_on_every_path(stream, loop, clock):
+    connection, peer, _ = stream(unix_pair)
+    for size, large in ((10, False), (LARGE, True), (LARGE, True)):  # the first large one is copied yet
+        clock.advance(1)
+        peer.send(bytes(size))
+        assert len(read_exactly(peer, loop, size)) == size
+        assert connection.large == large
+        assert connection.active_at == clock()
+    fill(loop, peer)
+    owed = len(connection.outbound)
+    clock.advance(1)
+    run_until(loop, lambda: peer.recv(1 << 20) and len(connection.outbound) != owed)
+    assert connection.active_at == clock()
+
+
+def test_what_comes_after_the_close_is_not_echoed(stream, loop):
+    connection, peer, handler = stream(unix_pair)
+    connection.close()
+    peer.send(b"late")
+    peer.shutdown(socket.SHUT_WR)
+    run_until(loop, lambda: handler.errors)
+    assert handler.errors == [None]
+    assert connection.bytes_sent == 0
+
+
+def test_a_pipe_is_large_and_not_for_children():
+    pipe = Pipe()
+    assert fcntl.fcntl(pipe.writer, fcntl.F_GETPIPE_SZ) == PIPE_SIZE
+    assert not os.get_inheritable(pipe.reader)
+    assert not os.get_inheritable(pipe.writer)
+    pipe.close()
 
 
 def test_a_mark_below_the_pipe_bounds_what_is_owed(stream, loop):
