@@ -203,6 +203,11 @@ def test_rate_of_runs_one_after_another_is_by_the_time_in_which_any_ran():
     assert rate(run(duration_s=10, messages=60), run(at=2, duration_s=1), run(at=30, duration_s=10, messages=60)) == 6
 
 
+def test_runs_overlap_that_share_half_of_the_time_of_the_shortest():
+    assert rate(run(rates=(10, 10, 10, 10)), run(at=2, rates=(30, 30, 30, 30))) == 40
+    assert rate(run(rates=(10, 10, 10, 10)), run(at=3, rates=(30, 30, 30, 30))) == round(160 / 7, 3)
+
+
 def test_rate_of_runs_that_took_no_time_is_0():
     assert rate(run(duration_s=0), run(duration_s=0)) == 0
 

@@ -120,6 +120,15 @@ def test_it_says_whether_the_client_was_the_bottleneck(busy, waited, late, share
     assert document["reason"] == reason
 
 
+@pytest.mark.parametrize(("slow", "limited"), [(10 * LATE, True), (11 * LATE, False)])
+def test_a_client_that_is_late_is_no_reason_where_responses_take_far_longer(slow, limited):
+    tally = Tally(open_loop=True)
+    tally.schedule_lag.record(LATE)
+    tally.recent.record(slow)
+    tally.end_interval(1.0, 0, 1)
+    assert tally.generator(0.5, 0.0, 1.0, shared=False)["limited"] == limited
+
+
 def test_a_short_run_says_nothing_of_its_processor():
     assert Tally().generator(TELLING, 0, TELLING / 2, shared=False) == {
         "cpu_percent": None,
