@@ -348,6 +348,12 @@ def test_what_the_command_says_itself_is_never_left_out_and_brings_the_count(
     assert caplog.messages == ["2 lines left out of this log"]
 
 
+def test_what_the_command_says_itself_leaves_room_for_others(clock: Clock) -> None:
+    limit = LineLimit(1, clock)
+    assert limit.filter(record(name="echopair.cli.server"))
+    assert limit.filter(record())
+
+
 def test_problems_are_never_left_out_and_not_counted(clock: Clock) -> None:
     limit = LineLimit(1, clock)
     assert all(limit.filter(record(logging.WARNING)) for _ in range(3))

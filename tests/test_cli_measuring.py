@@ -731,3 +731,15 @@ def test_a_run_may_begin_at_a_moment(capsys):
 def test_a_system_that_does_not_count_the_wait_for_a_processor_has_none(monkeypatch):
     monkeypatch.setattr("builtins.open", lambda *_: (_ for _ in ()).throw(FileNotFoundError()))
     assert busy.waited_for_cpu() == 0.0
+
+
+def test_how_busy_it_was_is_noted_once(clock):
+    told = busy.Busy(clock)
+    told.begin()
+    clock.advance(1)
+    told.end()
+    figures = told.figures
+    clock.advance(1)
+    told.end()
+    assert told.figures == figures
+    assert figures[2] == 1.0

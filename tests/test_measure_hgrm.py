@@ -68,6 +68,10 @@ def test_greatest_value_is_in_the_plot_and_in_the_last_line(recorded):
     assert rows(text)[-1][0] == float(last[0])
 
 
+def test_each_value_deviates_by_the_middle_of_its_bucket():
+    assert "StdDeviation   =        0.002]" in hgrm(histogram([1000, 1000]))  # the bucket is 1,000 to 1,003 ns
+
+
 @given(st.lists(st.integers(1, 2**40), min_size=2, max_size=100))
 def test_mean_is_exact_and_the_deviation_off_by_less_than_the_width_of_a_bucket(recorded):
     trailer = hgrm(histogram(recorded)).splitlines()[-3]

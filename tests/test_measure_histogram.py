@@ -80,6 +80,7 @@ def test_percentiles_are_of_the_nearest_rank(percent, value):
 def test_a_rank_is_not_a_matter_of_rounding():
     assert of(*range(1, 1001)).percentile(99.9) <= highest(_index(999))
     assert of(*[1] * 999, 2).percentile(99.9) == 1
+    assert of(*range(1, 20)).percentile(90 * 20 / 19) == 18  # as a threshold asks where one in twenty was lost
 
 
 def test_no_percentile_is_above_the_greatest_value():

@@ -223,6 +223,10 @@ def test_what_to_bear_in_mind_of_a_sum_is_told():
     ]
 
 
+def test_a_run_that_took_no_time_overlapped_with_none():
+    assert caveats([closed(), empty()])[0].startswith("these runs hardly overlapped")
+
+
 def test_intervals_are_added_second_by_second_of_the_wall_clock():
     intervals = merge([run(rates=(10, 20)), run(at=1, duration_s=2, rates=(5, 6)), run(at=9, rates=(1,))])["intervals"]
     assert [(each["at_s"], each["messages"], each["connections"]) for each in intervals] == [
