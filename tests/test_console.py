@@ -51,6 +51,11 @@ def cpu_seconds(process: subprocess.Popen) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def shell(command: str, **options) -> subprocess.CompletedProcess[str]:
+    """Run a line of bash to its end."""
+    return subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True, timeout=HUNG, **options)
+
+
 def read_to_end(sock: socket.socket) -> bytes:
     data = bytearray()
     while chunk := sock.recv(MIB):
@@ -102,10 +107,8 @@ def test_the_first_line_says_where_and_then_stdout_is_silent():
 def test_any_file_goes_through_the_pipe_and_back(tmp_path):
     (tmp_path / "file").write_bytes(os.urandom(20 * MIB))
     with running_server() as (_, port):
-        shell = f'cat file | "{COMMANDS}/echo-client" {LOCALHOST}:{port} - | cmp - file; echo "${{PIPESTATUS[*]}}"'
-        result = subprocess.run(
-            ["bash", "-c", shell], check=False, capture_output=True, text=True, cwd=tmp_path, timeout=HUNG
-        )
+        command = f'cat file | "{COMMANDS}/echo-client" {LOCALHOST}:{port} - | cmp - file; echo "${{PIPESTATUS[*]}}"'
+        result = shell(command, cwd=tmp_path)
     assert result.stdout == "0 0 0\n"
     assert result.stderr == ""
 
@@ -365,12 +368,10 @@ def test_an_interrupted_run_leaves_its_document(tmp_path, signum, option):
 
 def test_a_closed_standard_output_does_not_cost_the_document(tmp_path):
     path = tmp_path / "run.json"
-    shell = f'"{COMMANDS}/echo-client" --loopback -n 10 --json -o "{path}" >&-'
-    assert subprocess.run(["bash", "-c", shell], check=False, capture_output=True, timeout=HUNG).returncode == 0
-    VALIDATOR.validate(json.loads(path.read_text()))
-    shell = f'"{COMMANDS}/echo-client" --loopback -n 10 --json -o "{path}" | head -c 0; exit "${{PIPESTATUS[0]}}"'
-    assert subprocess.run(["bash", "-c", shell], check=False, capture_output=True, timeout=HUNG).returncode == 1
-    VALIDATOR.validate(json.loads(path.read_text()))
+    for closed, status in ((">&-", 0), ('| head -c 0; exit "${PIPESTATUS[0]}"', 1)):
+        path.unlink(missing_ok=True)
+        assert shell(f'"{COMMANDS}/echo-client" --loopback -n 10 --json -o "{path}" {closed}').returncode == status
+        VALIDATOR.validate(json.loads(path.read_text()))
 
 
 @pytest.mark.parametrize(
@@ -404,8 +405,7 @@ def test_the_meter_is_drawn_on_a_real_terminal_and_wiped_out(columns, shape):
 
 @pytest.mark.parametrize("arguments", ["-c 50", "-n 10"])
 def test_a_reader_that_leaves_costs_one_line(arguments):
-    shell = f'"{COMMANDS}/echo-client" --loopback {arguments} | head -c 0; echo "${{PIPESTATUS[0]}}"'
-    result = subprocess.run(["bash", "-c", shell], check=False, capture_output=True, text=True, timeout=HUNG)
+    result = shell(f'"{COMMANDS}/echo-client" --loopback {arguments} | head -c 0; echo "${{PIPESTATUS[0]}}"')
     assert result.stdout == "1\n"
     assert result.stderr == "echo-client: cannot write to standard output: broken pipe\n"
 
@@ -419,8 +419,7 @@ def test_a_full_disk_is_reported():
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_standard_streams_are_no_obstacle(closed):
-    shell = f'"{COMMANDS}/echo-client" --loopback {closed}'
-    assert subprocess.run(["bash", "-c", shell], check=False, capture_output=True, timeout=HUNG).returncode == 0
+    assert shell(f'"{COMMANDS}/echo-client" --loopback {closed}').returncode == 0
 
 
 def test_a_server_whose_output_nobody_reads_serves_on():
