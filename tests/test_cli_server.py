@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
+from echopair.address import listen
 from echopair.cli import server
 from echopair.cli import server as command
 from echopair.cli.command import FAILED, OK, USAGE

@@ -61,7 +61,7 @@ def _check(reach: Reach, args: argparse.Namespace, output: Output) -> int:
     if view:
         show(view.head())
     started, began = time.time(), time.monotonic()
-    interrupted, reason = _run(reach, args, output, cases, begun, told)
+    interrupted, reason = _run(reach, args, output, cases, begun=begun, told=told)
     ran = {outcome.case.name for outcome in outcomes}
     well = len(ran) == len(cases) and not any(each.status == NOT_OK for each in outcomes)
     status = interrupted or (OK if well else FAILED)
@@ -123,6 +123,7 @@ def _run(
     args: argparse.Namespace,
     output: Output,
     cases: Sequence[Case],
+    *,
     begun: Callable[[Case], object],
     told: Callable[[Outcome], object],
 ) -> tuple[int, str]:
