@@ -541,6 +541,9 @@ class Odd(EchoServer):
         (lambda data: data[:50], ""),
         (lambda data: data if data == b"\n" else b"", "the service answers line by line"),
         (lambda data: b"HTTP/1.0 400 Bad Request\r\n", "an HTTP server listens there"),
+        (lambda data: b"HTTP/1.0 400 Bad Request\r\n" if data == b"\n" else b"", "an HTTP server listens there"),
+        (lambda data: b"\x15\x03\x03\0\2\2\x32" if data[:1] == b"\x16" else b"", "a TLS server listens there"),
+        (lambda data: data if data[:1] == b"\x16" else b"", "a service that answers nothing"),
         (lambda data: b"You said: " + data, 'the service adds words of its own: "You said: "'),
     ],
 )
@@ -579,6 +582,24 @@ def test_a_service_that_answers_at_eof_is_known_by_that(loop, clock):
         clock.advance(0.05)
     assert told[0].usually == "the service answers when it has all: it did at EOF"
     assert not check.reason  # nothing was left out
+    settle(loop)
+    server.close()
+    settle(loop)
+
+
+@pytest.mark.parametrize(("alert", "says"), [(b"\x15\x03\x03\0\2\2\x32", "a TLS server"), (b"", "an access list")])
+def test_a_service_that_ends_a_connection_without_a_word_is_asked_for_tls(loop, clock, alert, says):
+    class Terse(EchoServer):
+        def data_received(self, connection, data):
+            if data[:1] == b"\x16":
+                connection.send(alert)
+            connection.close()
+
+    server = Terse(loop, [unix_listener()])
+    told = []
+    Check(loop, server.addresses, CASES[:1], told=told.append, done=list, patience=1.0)
+    run_until(loop, lambda: told)
+    assert told[0].usually.startswith(says)
     settle(loop)
     server.close()
     settle(loop)

@@ -40,12 +40,14 @@ PLANS = {
     "waits_for_an_ack": SENSITIVE,
     "never_pushes_back": replace(QUICK, hoard=48 * MIB),
     "ignores_short_sends": replace(QUICK, hoard=48 * MIB),
+    "cuts_half_closed": replace(QUICK, unread=2.5),
+    "times_out_sends": replace(QUICK, unread=2.5),
     "is_impatient": replace(QUICK, idle=2.5),
     "ends_after_a_while": replace(QUICK, life=3.5),
     "wrong_now_and_then": replace(QUICK, crowd=400),
     "corrupts_far_in": replace(QUICK, volume=24 * MIB),
 }
-ARGUMENTS = {"is_impatient": "2", "cuts_half_closed": "0.3", "times_out_sends": "0.3", "ends_after_a_while": "2.5"}
+ARGUMENTS = {"is_impatient": "2", "cuts_half_closed": "1", "ends_after_a_while": "2.5"}
 SERVER = [sys.executable, "-m", "echopair", "server", "--ipv4", "--port", "0"]
 WITH_SELECTOR = """
 import selectors, sys

@@ -34,6 +34,7 @@ CASES: list[Case] = []
 Body = Callable[[Check], Coroutine[Any, Any, None]]
 
 
+CLIENT_HELLO = b"\x16\x03\x01\0\5\1\0\0\1\0"  # too short: TLS answers it with an alert (RFC 8446 6.2)
 # What a connection may begin with, however much it looks like something else.
 BEGINNINGS = (
     b"\xef\xbb\xbf",  # byte order marks: UTF-8, UTF-16, UTF-32
@@ -72,19 +73,24 @@ async def basic(check: Check) -> None:
 
 
 async def probe(check: Check, peer: Peer, failure: Failed) -> Seen:
-    """Find out more of a service that does not echo: what ends its silence, or whether it speaks first."""
+    """Find out more of a service that does not echo: whether it speaks first, or to whom it answers at all."""
     seen = failure.seen
     with suppress(Failed):
-        if not isinstance(failure, Late):
-            return replace(seen, greeting=await (await check.connect()).overhear())
         if seen.got:
-            return seen
-        peer.send_apart(b"\n")
-        if await peer.overhear():
-            return replace(seen, answers_to="newline")
-        peer.send_eof()
-        if await peer.overhear():
-            return replace(seen, answers_to="EOF")
+            late = isinstance(failure, Late)
+            return seen if late else replace(seen, greeting=await (await check.connect()).overhear())
+        if isinstance(failure, Late):
+            peer.send_apart(b"\n")
+            if await peer.overhear():
+                return replace(peer.seen(), answers_to="newline")
+            peer.send_eof()
+            if await peer.overhear():
+                return replace(peer.seen(), answers_to="EOF")
+        peer.close()
+        other = await check.connect()
+        await other.send(CLIENT_HELLO)
+        if (answer := await other.overhear()) != CLIENT_HELLO:
+            return replace(seen, got=answer)
     return seen
 
 
