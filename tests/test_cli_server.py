@@ -194,6 +194,7 @@ def test_the_first_signal_drains_and_the_second_does_not_wait(monkeypatch, lines
         with pytest.raises(OSError, match=r"refused|reset"):  # the first signal has closed the listener
             connect_for_ever(port)
 
+    monkeypatch.setattr("echopair.loop.AS_ONE", 0.0)
     peers: list[socket.socket] = []
     status = serve(monkeypatch, ["--drain-timeout", "1h"], never_reads)
     peers[0].close()
