@@ -35,6 +35,8 @@ from helpers import HUNG, LOCALHOST, descriptors, run_client, run_until, running
 from test_cli_workers import children, gone, until
 
 PEERS = 40  # at once
+DEBTORS = 8  # peers that are owed bytes when the server is signalled
+TCP_REPAIR = 19  # tcp(7) does not list it: a socket so marked is closed without FIN or reset
 DATA = Random(11).randbytes(1 << 22)
 SHORT = 12  # descriptors left to the server in a shortage
 
@@ -54,6 +56,23 @@ def chance(request: pytest.FixtureRequest) -> Random:
     return Random(seed)
 
 
+def can_go_without_a_word() -> bool:
+    """Whether this process may close a connection so that its peer is not notified (capabilities(7), CAP_NET_ADMIN)."""
+    with socket.socket() as sock:
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+        except OSError:
+            return False
+        return True
+
+
+def notice_soon(listener: socket.socket) -> None:
+    """Have the kernel probe silent peers after a second (tcp(7), TCP_KEEPIDLE)."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+
+
 class Ledger(EchoServer):
     """Our server, whose books are looked at whenever a connection ends."""
 
@@ -69,9 +88,12 @@ class Chaos:
 
     def __init__(self, loop: EventLoop, server: EchoServer, chance: Random, *, gentle: bool = False) -> None:
         self.loop, self.server, self.chance = loop, server, chance
-        self.lives = [self.whole, self.slow] if gentle else [self.whole, self.slow, self.cut, self.vanish, self.deaf]
+        self.lives = [self.whole, self.slow]
+        if not gentle:
+            self.lives += [self.urgent, self.cut, self.vanish, self.deaf]
+            self.lives += [self.go] * can_go_without_a_word()
         self.running: set[Script] = set()
-        self.ended = dict.fromkeys(("whole", "slow", "cut", "vanish", "deaf", "refused"), 0)
+        self.ended = dict.fromkeys((*(life.__name__ for life in self.lives), "refused"), 0)
         self.failures: list[Exception] = []
         self.sent = self.received = 0
 
@@ -129,6 +151,29 @@ class Chaos:
         await self.read(peer, data[:sent])
         await self.eof(peer)
         self.ended["slow"] += 1
+
+    async def urgent(self, peer: Peer) -> None:
+        """Send urgent bytes among the others; they come back in their place (tcp(7), SO_OOBINLINE)."""
+        for _ in range(self.chance.randrange(1, 5)):
+            await self.echo(peer, self._some(100_000))
+            peer.sock.send(b"!", socket.MSG_OOB)
+            peer.sent += 1
+            if self.chance.random() < 0.5:
+                await self.read(peer, b"!")
+            else:
+                data = self._some(100_000)
+                await peer.exchange(data, b"!" + data)
+        peer.send_eof()
+        await self.eof(peer)
+        self.ended["urgent"] += 1
+
+    async def go(self, peer: Peer) -> None:
+        """Go without a word, as a host does whose power fails: neither FIN nor reset."""
+        if self.chance.random() < 0.5:
+            await peer.send_until_full(self._some(100_000))
+        peer.sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+        peer.close()
+        self.ended["go"] += 1
 
     async def cut(self, peer: Peer) -> None:
         """Send, read a part, which is the first one, and reset the connection."""
@@ -189,7 +234,9 @@ def end(loop: EventLoop, server: EchoServer) -> None:
 @pytest.mark.parametrize("zero_copy", [True, False])
 def test_peers_of_every_kind_leave_the_ledger_balanced_and_nothing_behind(seconds, chance, zero_copy):
     with EventLoop() as loop:
-        server = Ledger(loop, listen([LOCALHOST], 0), zero_copy=zero_copy)
+        listeners = listen([LOCALHOST], 0)
+        notice_soon(listeners[0])
+        server = Ledger(loop, listeners, zero_copy=zero_copy)
         chaos = Chaos(loop, server, chance)
         began = time.monotonic()
         chaos.run(began + seconds / 3)
@@ -205,7 +252,9 @@ def test_peers_of_every_kind_leave_the_ledger_balanced_and_nothing_behind(second
 def test_a_shortage_of_descriptors_costs_nobody_a_byte(seconds, chance):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with EventLoop() as loop:
-        server = Ledger(loop, listen([LOCALHOST], 0))
+        listeners = listen([LOCALHOST], 0)
+        notice_soon(listeners[0])
+        server = Ledger(loop, listeners)
         chaos = Chaos(loop, server, chance)
         resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + PEERS + SHORT, hard))
         try:
@@ -276,6 +325,65 @@ def test_workers_that_are_killed_lose_connections_and_never_a_byte_of_others(sec
         assert server.wait(HUNG) == 0
         server.communicate()
         assert all(gone(process) for process in workers)
+
+
+class Debtors:
+    """Peers of a server in another process that have sent all they will, and read once `signalled` is set."""
+
+    def __init__(self, loop: EventLoop, port: int, chance: Random) -> None:
+        self.loop, self.chance = loop, chance
+        self.signalled = False
+        self.waiting = 0
+        self.ends: list[Exception | None] = []
+        self.peers = [Peer(loop, self._connect(port), HUNG, lambda _doing: None) for _ in range(DEBTORS)]
+        self.scripts = [Script(loop, self.life(peer), self._ended) for peer in self.peers]
+
+    def _connect(self, port: int) -> socket.socket:
+        sock = socket.create_connection((LOCALHOST, port))
+        sock.setblocking(False)
+        return sock
+
+    def _ended(self, _result: None, error: Exception | None) -> None:
+        self.ends.append(error)
+
+    async def life(self, peer: Peer) -> None:
+        peer.buffer(64 * 1024)
+        await peer.echo(DATA[:1000])
+        sent = await peer.send_until_full(DATA[: self.chance.randrange(1 << 22)])
+        peer.send_eof()
+        self.waiting += 1
+        while not self.signalled:
+            await sleep(self.loop, 0.01)
+        await sleep(self.loop, self.chance.random() / 2)
+        await peer.expect(DATA[:sent])
+        await peer.expect_eof()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_signals_and_an_unread_log_cost_nobody_a_byte(seconds, chance, workers):
+    """The whole group gets both signals at once, as from a terminal and a supervisor, while bytes are owed."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        unread, log = socket.socketpair() if chance.random() < 0.5 else map(os.fdopen, os.pipe(), "rw")
+        options = ("-v", "--workers", workers, "--drain-timeout", f"{HUNG}s")
+        with (
+            unread,
+            log,
+            running_server(*options, stderr=log, start_new_session=True) as (server, port),
+            EventLoop() as loop,
+        ):
+            debtors = Debtors(loop, port, chance)
+            run_until(loop, lambda: debtors.waiting == DEBTORS or debtors.ends)  # noqa: B023 - called in this round
+            signums = [signal.SIGINT, signal.SIGTERM]
+            chance.shuffle(signums)
+            for signum in signums:
+                os.killpg(server.pid, signum)
+            debtors.signalled = True
+            run_until(loop, lambda: len(debtors.ends) == DEBTORS)  # noqa: B023
+            for peer in debtors.peers:
+                peer.close()
+            assert debtors.ends == [None] * DEBTORS
+            assert server.wait(HUNG) == 0
 
 
 def test_a_wrong_byte_would_be_found(chance):
