@@ -92,7 +92,7 @@ class Chaos:
         if not gentle:
             self.lives += [self.urgent, self.cut, self.vanish, self.deaf]
             self.lives += [self.go] * can_go_without_a_word()
-        self.running: set[Script] = set()
+        self.running: dict[Script, Peer] = {}
         self.ended = dict.fromkeys((*(life.__name__ for life in self.lives), "refused"), 0)
         self.failures: list[Exception] = []
         self.sent = self.received = 0
@@ -103,13 +103,13 @@ class Chaos:
             while len(self.running) < PEERS:
                 self._begin()
             self.loop.run_once(0.1)
-        run_until(self.loop, lambda: not self.running)
+        run_until(self.loop, lambda: not self.running or self.failures)
         assert not self.failures, self.failures[0]
 
     def _begin(self) -> None:
         def done(_result: None, error: Exception | None) -> None:
-            self.running.discard(script)
-            sock.close()
+            del self.running[script]
+            peer.close()
             if error:
                 self.failures.append(error)
 
@@ -122,9 +122,16 @@ class Chaos:
             self.loop.run_once(0.001)
             return
         sock.setblocking(False)
-        life = self.chance.choice(self.lives)
-        script = Script(self.loop, life(Peer(self.loop, sock, HUNG, lambda _doing: None)), done)
-        self.running.add(script)
+        peer = Peer(self.loop, sock, HUNG, lambda _doing: None)
+        script = Script(self.loop, self.chance.choice(self.lives)(peer), done)
+        self.running[script] = peer
+
+    def abandon(self) -> None:
+        """Close all connections, whatever they are at."""
+        for script, peer in self.running.items():
+            script.cancel()
+            peer.close()
+        self.running.clear()
 
     def _some(self, most: int = 1 << 20) -> bytes:
         """A stretch of the data: mostly small, sometimes large."""
@@ -393,7 +400,6 @@ def test_a_wrong_byte_would_be_found(chance):
         chaos = Chaos(loop, server, chance, gentle=True)
         with pytest.raises(AssertionError, match="of the echo is wrong"):
             chaos.run(time.monotonic() + HUNG)
-        for script in chaos.running:
-            script.cancel()
+        chaos.abandon()
         end(loop, server)
         assert isinstance(chaos.failures[0], Failed)

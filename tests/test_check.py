@@ -580,7 +580,7 @@ def test_a_service_that_answers_at_eof_is_known_by_that(loop, clock):
     while not told:
         settle(loop)
         clock.advance(0.05)
-    assert told[0].usually == "the service answers when it has all: it did at EOF"
+    assert told[0].usually == "the service answers only at EOF, when it has everything"
     assert not check.reason  # nothing was left out
     settle(loop)
     server.close()
@@ -608,8 +608,8 @@ def test_a_service_that_ends_a_connection_without_a_word_is_asked_for_tls(loop, 
 @pytest.mark.parametrize(
     ("served", "silent", "told"),
     [
-        (7, False, "7 of 50 connections were served; of another one, EOF after 0 of 10 bytes sent had come back"),
-        (7, True, "7 of 50 connections were served; of another one, nothing more came for 1.00 s after 0 of 10 bytes"),
+        (7, False, "7 of 50 connections were served; on another one: EOF after 0 of 10 bytes sent had come back"),
+        (7, True, "7 of 50 connections were served; on another one: nothing more came for 1.00 s after 0 of 10 bytes"),
         (0, True, "nothing more came for 1.00 s after 0 of 10 bytes"),
     ],
 )
@@ -684,7 +684,7 @@ TEXT = b"0123456789abcdef"
         ),
         (Seen(late=True, path=Way(0, 9, 0, 1448, 0, False), echoed=True), ""),
         (Seen(TEXT, late=True, answers_to="newline"), "the service answers line by line"),
-        (Seen(TEXT, late=True, answers_to="EOF"), "the service answers when it has all"),
+        (Seen(TEXT, late=True, answers_to="EOF"), "the service answers only at EOF"),
         (Seen(far=True, late=True, echoed=True), "a proxy is near and its backend far"),
         (Seen(TEXT, late=True), "a service that answers nothing"),
         (Seen(late=True), ""),
@@ -893,7 +893,7 @@ DOCUMENT = {
     [
         ({}, FAILED, "1 of 4 cases failed: basic"),
         ({"checks": [entry("basic", PASSED)]}, SKIPPED, "Not all was checked: basic failed"),
-        ({"checks": [], "reason": None}, SKIPPED, "Not all was checked: nobody was there"),
+        ({"checks": [], "reason": None}, SKIPPED, "Not all was checked: no service answered"),
         ({"checks": [entry("basic", PASSED)], "not_run": []}, PASSED, "Every case passed"),
         ({"checks": [entry("idle", SKIPPED)], "not_run": []}, PASSED, "Nothing applied"),
     ],
@@ -1036,10 +1036,10 @@ def test_a_signal_ends_the_check_and_what_is_known_is_told(capsys, monkeypatch, 
     ("argv", "complaint"),
     [
         (["--check-only", "half-closed"], "there is no case 'half-closed' (did you mean half-close?)"),
-        (["--check-skip", "bulk"], "--check-skip: there is no case 'bulk' (--check-list says which there are)"),
+        (["--check-skip", "bulk"], "--check-skip: there is no case 'bulk' (--check-list lists them)"),
         (["--check-skip", "fin-alon"], "--check-skip: there is no case 'fin-alon' (did you mean fin-alone?)"),
         (["--check-only", "basic", "--check-skip", "basic"], "--check-skip leaves no case to try"),
-        (["--check-only", "basic,zzz"], "there is no case 'zzz' (--check-list says which there are)"),
+        (["--check-only", "basic,zzz"], "there is no case 'zzz' (--check-list lists them)"),
         (["--check", "-n", "5"], "--check says itself what is sent: leave out -n"),
         (["--check", "-m", "hi", "-c", "2", "-"], "leave out -m, -, -c"),
         (["--check", "-w", "2", "--verify", "none"], "leave out -w, --verify"),

@@ -516,7 +516,7 @@ def test_merging_adds_runs_up(capsys, tmp_path):
         "echo-client: these runs hardly overlapped: the rate is over the time in which any of them ran\n"
     )
     assert client.main(["--merge", files[0], files[0]]) == USAGE
-    assert capsys.readouterr().err == f"echo-client: {files[0]} is there twice: a run can be counted but once\n"
+    assert capsys.readouterr().err == f"echo-client: {files[0]} holds a run that is listed twice: leave one out\n"
     assert client.main(["--merge", *files, "-o", files[0]]) == USAGE
     assert "would overwrite the file of --merge" in capsys.readouterr().err
 
@@ -529,9 +529,9 @@ def test_merging_adds_runs_up(capsys, tmp_path):
         (b"[1]", " is not a result of echo-client: "),
         (b'{"schema_version": 7}', " has schema_version 7; this program reads 1"),
         (b"[" * 100_000 + b"]" * 100_000, " is not a result of echo-client: maximum recursion depth exceeded"),
-        (b'{"rate": NaN}', " is not a result of echo-client: 'NaN' is beyond all figures"),
-        (b"[1e999]", " is not a result of echo-client: '1e999' is beyond all figures"),
-        (b"9" * 5000, " is not a result of echo-client: '999999999999...9999999999999' is beyond all figures"),
+        (b'{"rate": NaN}', " is not a result of echo-client: 'NaN' is not a number, or too large"),
+        (b"[1e999]", " is not a result of echo-client: '1e999' is not a number, or too large"),
+        (b"9" * 5000, " is not a result of echo-client: '999999999999...9999999999999' is not a number, or too large"),
         (None, "cannot read "),
     ],
 )
@@ -551,7 +551,7 @@ def test_nesting_that_can_just_be_read_is_no_result_either(capsys, tmp_path, dep
         (tmp_path / name).write_bytes(b"[" * depth + b"]" * depth)
     assert client.main(["--merge", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == USAGE
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(r"is there twice|is not a result of echo-client: maximum recursion depth", line)
+    assert re.search(r"holds a run that is listed twice|is not a result of echo-client: maximum recursion depth", line)
 
 
 # Files
@@ -571,11 +571,11 @@ def link(tmp_path) -> str:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["-o", "{}/r.json", "--hdr", "{}/./r.json"], "--hdr {}/./r.json would overwrite that of -o {}/r.json"),
-        (["-o", "{}/r.json", "--report", "{}/soft"], "--report {}/soft would overwrite that of -o {}/r.json"),
-        (["-o", "{}/hard", "--report", "{}/soft"], "--report {}/soft would overwrite that of -o {}/hard"),
-        (["-o", "{}/folder/r.json", "--hdr", "{}/r.json"], "--hdr {}/r.json would overwrite that of -o {}/folder/r"),
-        (["-o", "{}/none", "--hdr", "{}/new"], "--hdr {}/new would overwrite that of -o {}/none"),
+        (["-o", "{}/r.json", "--hdr", "{}/./r.json"], "--hdr {}/./r.json would overwrite the file of -o {}/r.json"),
+        (["-o", "{}/r.json", "--report", "{}/soft"], "--report {}/soft would overwrite the file of -o {}/r.json"),
+        (["-o", "{}/hard", "--report", "{}/soft"], "--report {}/soft would overwrite the file of -o {}/hard"),
+        (["-o", "{}/folder/r.json", "--hdr", "{}/r.json"], "--hdr {}/r.json would overwrite the file of -o {}/folder/"),
+        (["-o", "{}/none", "--hdr", "{}/new"], "--hdr {}/new would overwrite the file of -o {}/none"),
         (["--merge", "{}/r.json", "-o", "{}/hard"], "-o {}/hard would overwrite the file of --merge {}/r.json"),
         (["--check", "--merge", "{}/r.json", "--junit", "{}/soft"], "--junit {}/soft would overwrite the file of"),
     ],

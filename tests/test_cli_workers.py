@@ -170,7 +170,7 @@ def test_a_signal_to_the_whole_group_loses_nothing_that_is_owed(signum):
     with running_server(*options, start_new_session=True, preexec_fn=heed_hang_ups) as (server, port):
         peers = slow_readers(port, 8, 2 << 20)
         os.killpg(server.pid, signum)
-        read_log(server, b"stopping once")
+        read_log(server, b"draining ")
         assert [received(peer) for peer in peers] == [2 << 20] * 8
         server.communicate(timeout=HUNG)
     assert server.returncode == OK
@@ -199,10 +199,10 @@ def test_a_second_signal_to_the_group_does_not_wait_and_what_that_loses_is_a_fai
         with pytest.raises(TimeoutError):  # every buffer on the way is full
             peer.sendall(bytes(64 << 20))
         os.killpg(server.pid, signal.SIGTERM)
-        read_log(server, b"stopping once")
+        read_log(server, b"draining ")
         again = partial(os.killpg, server.pid, signal.SIGTERM)
         again()
-        read_log(server, b"warning: cutting 1 connection that did not fall quiet, owed ", again)
+        read_log(server, b"warning: closing 1 connection still active, ", again)
         server.communicate(timeout=HUNG)
         peer.close()
     assert server.returncode == FAILED

@@ -112,8 +112,8 @@ PATHS = {  # what it drops; a case that fails for it, and what is said to be the
     "numgen inc mod 7 == 0": ("latency", r"the path loses packets: [\d,]+ of [\d,]+ segments had to be sent again"),
 }
 FAULTS = {  # what is asked for; the case that names it; what it says
-    "--delay=100ms": ("latency", r"a lone one took \S+ ms, and making a connection"),
-    "--delay=5ms:80,200ms:20": ("latency", r"a lone one took \S+ ms mostly, but \d+ of \d+ took \d+ ms"),
+    "--delay=100ms": ("latency", r"a single message took \S+ ms, but connecting took"),
+    "--delay=5ms:80,200ms:20": ("latency", r"a single message usually took \S+ ms, but \d+ of \d+ took \d+ ms"),
     "--throttle=100K": (
         "burst",
         r"not done within \S+ s: .* of [\d,]+ bytes sent had come back \([\d.]+ KiB/s\)",
@@ -333,7 +333,7 @@ def test_round_trips_are_those_of_the_backend_and_not_of_a_proxy_before_it(resul
     ("name", "says"),
     [
         ("greets", 'the service, or a proxy, speaks first: "Welcome to the echo service\\r\\n"'),
-        ("waits_for_a_line", "the service answers line by line: it did once a newline came"),
+        ("waits_for_a_line", "the service answers line by line: it answered only after a newline"),
         ("swallows", "a service that answers nothing"),
         ("limits_each_client", "a limit on the connections of one client, or of all: 20 at once were served"),
         ("one_at_a_time", "the server serves one connection at a time"),

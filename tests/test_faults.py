@@ -498,7 +498,7 @@ def test_faults_say_what_they_do():
         "corrupt 0.0001 % of the bytes, reset after 0 bytes, "
         "stall after 1,000 bytes, accept after 500 ms, no half-close"
     )
-    assert str(Faults(accept_delay=math.inf, drop_rate=0.00001)) == "drop 0.001 % of the bytes, accept nobody"
+    assert str(Faults(accept_delay=math.inf, drop_rate=0.00001)) == "drop 0.001 % of the bytes, accept no connection"
     assert faults.ends_after == 0
     assert str(Faults()) == ""
 
@@ -511,7 +511,7 @@ def test_a_server_that_accepts_nobody_says_so_in_a_pipe_too():
         server.terminate()
         _, log = server.communicate(timeout=HUNG)
     assert server.returncode == 0
-    assert "misbehaving on request: accept nobody\n" in log
+    assert "misbehaving on request: accept no connection\n" in log
     assert "Traceback" not in log
 
 
@@ -530,7 +530,7 @@ def test_faults_are_announced_with_their_seed_and_found_by_our_client():
     ("argv", "complaint"),
     [
         (["--delay", "fast"], "'fast' is not a duration"),
-        (["--delay", "5ms:x"], "'5ms:x' is no delay: give a duration and per cent, like 5ms:90"),
+        (["--delay", "5ms:x"], "'5ms:x' is not a delay: give a duration and per cent, like 5ms:90"),
         (["--delay", "5ms:50,6ms:40"], "does not add up to 100 %"),
         (["--delay", "never"], "a delay that never ends is --stall-after 0"),
         (["--corrupt-rate", "2"], "'2' is not a probability: give a number from 0 to 1, or per cent, like 0.1%"),

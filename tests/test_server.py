@@ -585,7 +585,7 @@ def test_the_drain_timeout_cuts_peers_that_take_nothing(loop, request, zero_copy
     clock.advance(1)
     settle(loop)
     assert done.count == 1
-    assert f"cutting 1 connection that did not fall quiet, owed {owed:,} bytes" in caplog.text
+    assert f"closing 1 connection still active, {owed:,} bytes unsent" in caplog.text
 
 
 def test_giving_up_with_nothing_left_says_nothing(world, loop, done, caplog):

@@ -192,7 +192,7 @@ def main() -> None:
                 for server in servers.values():
                     server.close()
         where = machine(directory)
-    lines = ["| what | peer | each run | median | at most | holds |", "| --- | --- | ---: | ---: | --- | --- |"]
+    lines = ["| what | peer | each run | median | target | met in |", "| --- | --- | ---: | ---: | --- | --- |"]
     for what, _, _, unit, claim, holds in ROWS:
         kept = sum(holds(figures) for figures in seen[what])
         label = what

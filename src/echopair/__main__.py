@@ -1,7 +1,7 @@
 """Run `python -m echopair server ...` or `python -m echopair client ...`, with nothing installed.
 
 The console scripts `echo-server` and `echo-client` start here too. Until a command handles signals itself, the first
-one ends it with a line; once it is over, none does anything.
+signal ends it with one line. After the command has ended, signals are ignored.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _answer(argv: Sequence[str] | None, output: Output) -> int:
 
 
 def _run(name: str, start: Callable[[], int]) -> int:
-    """Run a command. It imports what it needs only here: a signal before that ends in a traceback of Python's own."""
+    """Run a command. It imports its modules here: a signal before this point ends in a Python traceback."""
     try:
         import os
         import select

@@ -26,8 +26,8 @@ if TYPE_CHECKING:  # importing typing would take a tenth of the start
 MAX_BACKLOG = 2**31 - 1  # an int; the system cuts it to the most that it grants (listen(2))
 KEEPALIVE = 60.0  # seconds
 MOST_KEEPALIVE = 32767  # seconds; what TCP_KEEPIDLE takes
-PROBES = 6  # unanswered, and a peer counts as vanished
-UNSENT = 256 * 1024  # bytes that the kernel keeps for one peer before they are sent; beyond, it takes no more
+PROBES = 6  # unanswered probes, after which a peer counts as vanished
+UNSENT = 256 * 1024  # bytes, at most, that the kernel holds unsent for one peer
 UNNAMED = {"TCP_RTO_MAX_MS": 44} if sys.platform == "linux" else {}  # Linux 6.15; Python has no name for it
 PORT_ATTEMPTS = 16  # free ports to try until one is free on every address
 ATTEMPT_DELAY = 0.25  # seconds from one attempt to the next (RFC 8305 8, Connection Attempt Delay)
@@ -58,7 +58,7 @@ class AddressError(Exception):
 
 
 def format_address(sockaddr: Any) -> str:
-    """Return `127.0.0.1:80`, `[::1]:80`, with its zone `[fe80::1%eth0]:80`; of a Unix socket its path, maybe empty."""
+    """Return `127.0.0.1:80`, `[::1]:80`, with its zone `[fe80::1%eth0]:80`; the path of a Unix socket, maybe empty."""
     if not isinstance(sockaddr, tuple):
         return str(sockaddr)
     host, port = sockaddr[:2]
@@ -68,7 +68,7 @@ def format_address(sockaddr: Any) -> str:
 
 
 def _zone(scope: int) -> str:
-    """Return the name of an interface (RFC 4007 11.2), or its number where it is gone."""
+    """Return the name of an interface (RFC 4007 11.2), or its number if it is gone."""
     try:
         return socket.if_indextoname(scope)
     except OSError:
@@ -109,15 +109,15 @@ def _check_scheme(text: str) -> None:
     if not re.search(r":\w+$", address):
         address = f"{address or 'HOST'}:PORT"
     if what:
-        raise ValueError(f"{text!r} asks for {what}, and only plain TCP is spoken so far: write {address}")
+        raise ValueError(f"{text!r} asks for {what}, but only plain TCP works so far: write {address}")
     raise ValueError(f"{text!r} is not an address: write {address}, without {scheme}{separator}")
 
 
 def _check_host(host: str) -> None:
-    """Raise ValueError for what no resolver should see.
+    """Raise ValueError for a host that must not reach a resolver.
 
     inet_aton(3), and so every resolver, takes `127.1`, `0x7f000001` and `010.0.0.1` for addresses, the last one for
-    8.0.0.1; a typing error must not lead to a stranger.
+    8.0.0.1. A typing error must not connect to a stranger.
     """
     if "/" in host:
         raise ValueError(f"{host!r} is a path, not a host: write HOST:PORT")
@@ -126,7 +126,7 @@ def _check_host(host: str) -> None:
     except (OSError, ValueError):  # a name, an IPv6 address; a NUL
         meant = host
     if meant != host:
-        raise ValueError(f"{host!r} would be the address {meant}: write that")
+        raise ValueError(f"{host!r} would be read as the address {meant}: write that")
     if host.lower().startswith(("fe8", "fe9", "fea", "feb")) and ":" in host and "%" not in host:  # RFC 4291 2.5.6
         raise ValueError(f"{host!r} is link-local: add the interface, like {host}%eth0")
 
@@ -165,7 +165,7 @@ def resolve(host: str, port: int, family: int = socket.AF_UNSPEC, *, passive: bo
 
 
 class Lookup(Thread):
-    """A `resolve()` in a thread of its own, which calls `done()` at the end.
+    """A `resolve()` in its own thread, which calls `done()` at the end.
 
     Python handles no signal while getaddrinfo(3) blocks the main thread. This thread may block: the
     main one handles signals, and the process can end without waiting for it.
@@ -213,8 +213,8 @@ def listen(
 ) -> list[socket.socket]:
     """Return a listening, non-blocking socket for every address of `hosts`, all on the same port.
 
-    Port 0 takes one that is free on all of them. An address of a family that this machine lacks is left out as long
-    as there is another. `backlog` None is the most that the system grants (listen(2)). Peers of accepted sockets are
+    Port 0 takes one that is free on all of them. An address of a family that this machine lacks is left out unless
+    it is the only one. `backlog` None is the system's maximum (listen(2)). Peers of accepted sockets are
     probed after `keepalive` silent seconds (`keep_alive`; inf: never). Raises AddressError, with nothing left open.
     """
     groups = [Lookup(host, port, family, passive=True).addresses() for host in hosts]
@@ -280,7 +280,7 @@ def _listen_on(address: Address, port: int, backlog: int | None, keepalive: floa
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # 0.0.0.0 and :: side by side
         # Accepted sockets inherit it: without it an echo may wait 40 ms for a delayed ACK (RFC 896, tcp(7)).
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # So do they this: an urgent byte stays in its place, for it must come back too (tcp(7), SO_OOBINLINE).
+        # They inherit this too: an urgent byte stays in its place, because it must come back (tcp(7), SO_OOBINLINE).
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         keep_alive(listener, keepalive)
         # A peer that does not read costs 0.3 MiB of the kernel's memory for sending, not 4 (tcp(7), tcp_wmem).
@@ -294,13 +294,14 @@ def _listen_on(address: Address, port: int, backlog: int | None, keepalive: floa
 
 
 def keep_alive(sock: socket.socket, seconds: float) -> None:
-    """Let the kernel notice that a peer has vanished, about twice `seconds` after its last byte; inf: do nothing.
+    """Make the kernel notice a vanished peer about twice `seconds` after its last byte; inf: do nothing.
 
-    It probes a silent peer after `seconds`, then `PROBES` times in as long again, and fails the connection with
-    ETIMEDOUT if none is answered (tcp(7), SO_KEEPALIVE; whole seconds). While bytes are unacknowledged it retransmits
-    instead, by default for 15 minutes (tcp_retries2). No further apart than the probes, retransmissions give up about
-    as soon as these, but not before 15 seconds. TCP_USER_TIMEOUT would also end a peer that answers but does not read.
-    Sockets that a listener accepts inherit all of it.
+    It probes a peer after `seconds` of silence, then up to `PROBES` times within the same time again. If no probe is
+    answered, it fails the connection with ETIMEDOUT (tcp(7), SO_KEEPALIVE; whole seconds). While bytes are
+    unacknowledged it retransmits instead, by default for 15 minutes (tcp_retries2). TCP_RTO_MAX_MS makes the pauses
+    between retransmissions as short as those between probes, so that they give up about as soon, but not before 15
+    seconds. TCP_USER_TIMEOUT would also end a peer that answers but does not read. Accepted sockets inherit all of it
+    from their listener.
     """
     if seconds == float("inf"):
         return
@@ -313,7 +314,7 @@ def keep_alive(sock: socket.socket, seconds: float) -> None:
 
 
 def _set_if_there(sock: socket.socket, **options: int) -> None:
-    """Set those of TCP's `options` that the system has."""
+    """Set the TCP `options` that the system knows."""
     for name, value in options.items():
         try:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name, UNNAMED.get(name, -1)), value)
@@ -345,9 +346,9 @@ def tell_attempts(failures: Iterable[Failure]) -> str:
 
 
 def local_address(text: str) -> Address:
-    """Return the address that `text` spells, to connect from (port 0); raises ValueError.
+    """Return the local address in `text`, with port 0; raises ValueError.
 
-    A name would not do: it may have several addresses, and those of other machines.
+    A name is refused: it may have several addresses, or those of another machine.
     """
     try:
         if ":" not in text:
@@ -361,10 +362,10 @@ def local_address(text: str) -> Address:
 
 
 class Route:
-    """The addresses of one service, the local address to connect from, and what a run has learned.
+    """The addresses of one service, the local address to connect from, and what a run has learned about them.
 
     Families alternate, and within a family the resolver's order stays (RFC 8305 4, RFC 6724).
-    Addresses that failed come last. With `all_addresses`, each connection starts with another one.
+    Addresses that failed come last. With `all_addresses`, each connection starts with the next address in turn.
     """
 
     def __init__(
@@ -382,12 +383,12 @@ class Route:
 
     @property
     def explored(self) -> bool:
-        """Whether enough is known of the addresses for several connections to be begun at once."""
+        """Whether enough is known about the addresses to begin several connections at once."""
         tried = len(self.answered | self._failed)
         return len(self._addresses) == 1 or tried >= (len(self._addresses) if self._all_addresses else 1)
 
     def order(self) -> list[Address]:
-        """Return the addresses in the order in which the next connection is to try them."""
+        """Return the addresses in the order in which the next connection must try them."""
         live = [address for address in self._addresses if address not in self._failed]
         if live and self._all_addresses:
             self._turn = (self._turn + 1) % len(live)
@@ -405,17 +406,17 @@ class Route:
 
 
 class Dial:
-    """A connection attempt to each of `addresses`, until one answers, without blocking (RFC 8305).
+    """Attempts to connect to `addresses`, one after the other, until one answers; never blocks (RFC 8305).
 
-    The next attempt begins when one fails, or after ATTEMPT_DELAY without an answer; those before
-    it go on beside it. An address that has answered before in this run is not hurried: only its
-    failure begins the next attempt, so that a slow server is measured and not avoided. Each attempt
-    may take `timeout` seconds, so all together may take that and ATTEMPT_DELAY more for each other
-    address.
+    The next attempt begins when one fails, or after ATTEMPT_DELAY without an answer; earlier attempts
+    continue meanwhile. For an address that has answered before in this run ATTEMPT_DELAY does not
+    count: only its failure begins the next attempt, so that a slow server is measured and not
+    avoided. Each attempt may take `timeout` seconds, so all together may take `timeout` plus
+    ATTEMPT_DELAY for each address after the first.
 
-    A Dial ends in one call from the loop, `connected(sock, address)` or `failed(failures)`, or in
-    none after `cancel()`. `failures` lists each address that failed or was too late, and why.
-    Plain addresses are a Route of which nothing is known.
+    A Dial ends with one call from the loop, `connected(sock, address)` or `failed(failures)`; after
+    `cancel()` with none. `failures` lists each address that failed or was too late, and why.
+    A list of addresses is the same as a new Route.
     """
 
     def __init__(
@@ -436,7 +437,7 @@ class Dial:
         self.failures: list[Failure] = []
         self._connected = connected
         self._failed = failed
-        # In flight, the oldest first: to where, since when, and the timer that ends the attempt.
+        # In flight, the oldest first: address, time of the beginning, and the timer that ends the attempt.
         self._attempts: dict[socket.socket, tuple[Address, float, Timer]] = {}
         self._timer = loop.call_later(0, self._attempt)
 
@@ -458,8 +459,8 @@ class Dial:
             self._fail(address, error)
             return
         if _has_peer(sock):
-            # Over loopback connect(2) does all of the work, and to wait for the loop to find that
-            # out would time the loop.
+            # Over loopback connect(2) does all of the work; if the loop had to notice this, the connect
+            # time would include a turn of the loop.
             self._conclude(sock, address, began)
             return
         timer = self._loop.call_later(self._timeout, lambda: self._give_up(sock))
@@ -472,7 +473,7 @@ class Dial:
         self._conclude(sock, *self._withdraw(sock))
 
     def _conclude(self, sock: socket.socket, address: Address, began: float) -> None:
-        """Take the connection if it is made; writable, it may also have failed (connect(2))."""
+        """Take the connection if it is made; a writable socket may also have failed (connect(2))."""
         try:
             _check_connected(sock)
         except OSError as error:
@@ -503,7 +504,7 @@ class Dial:
             self._failed(self.failures)
 
     def _withdraw(self, sock: socket.socket) -> tuple[Address, float]:
-        """Take an attempt out of those in flight; return to where it was, and since when."""
+        """Take an attempt out of those in flight; return its address and when it began."""
         address, began, timer = self._attempts.pop(sock)
         timer.cancel()
         self._loop.watch(sock, 0)
@@ -530,9 +531,9 @@ def _start_connecting(address: Address, source: Address | None = None) -> socket
 
 
 def _bind(sock: socket.socket, source: Address) -> None:
-    """Bind to an address; leave the port to connect(2), which can use one for several peers (ip(7)).
+    """Bind to an address; connect(2) chooses the port and can use it for several peers (ip(7)).
 
-    Raises OSError, its `filename` saying which address that was.
+    Raises OSError with the address in `filename`.
     """
     if NO_PORT is not None:
         sock.setsockopt(socket.IPPROTO_IP, NO_PORT, 1)

@@ -48,7 +48,7 @@ class IdleWatch:
         due = now + self._step
         try:
             due = max(due, self._tell(now) + self._timeout)
-        finally:  # or silence would go unnoticed from here on
+        finally:  # otherwise nothing would notice silence from here on
             self._timer = self._loop.call_at(due, self._sweep)
 
     def _tell(self, now: float) -> float:

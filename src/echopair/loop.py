@@ -28,12 +28,12 @@ READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 SIGINT = signal.SIGINT
 SIGTERM = signal.SIGTERM
-SIGCHLD: int = getattr(signal, "SIGCHLD", 0)  # these not everywhere
+SIGCHLD: int = getattr(signal, "SIGCHLD", 0)  # Windows lacks these; 0: not available
 SIGKILL: int = getattr(signal, "SIGKILL", 0)
 SIGHUP: int = getattr(signal, "SIGHUP", 0)
-ENDINGS = {signum for signum in (SIGINT, SIGTERM, SIGHUP) if signum}  # each asks to end
+ENDINGS = {signum for signum in (SIGINT, SIGTERM, SIGHUP) if signum}  # requests to end
 
-AS_ONE = 0.5  # seconds; what asks to end within them, as a shell and a supervisor both may, asks once
+AS_ONE = 0.5  # seconds; requests to end within this time count as one: a shell and a supervisor may both send one
 MAX_WAIT = 24 * 3600.0  # seconds; poll(2) and epoll_wait(2) take milliseconds in an int
 EVENTS_PER_TURN = 256
 ALL = 31  # EPOLLIN, EPOLLPRI, EPOLLOUT, EPOLLERR, EPOLLHUP (epoll_ctl(2))
@@ -56,8 +56,8 @@ def _epoll_descriptor(selector: selectors.BaseSelector) -> int | None:
 class LeanEpollSelector(getattr(selectors, "EpollSelector", selectors.DefaultSelector)):  # type: ignore[misc]
     """The EpollSelector, with a shorter `select()`: a tenth of what it takes to echo a small message was in there.
 
-    Nor does a turn cost more with ten thousand connections that are idle: it asks for so many events at most, and who
-    is left out comes first the next time (epoll_wait(2)). It relies on two private names, as `default_selector` checks.
+    Ten thousand idle connections do not slow a turn down either: it asks for at most EVENTS_PER_TURN events, and epoll
+    returns the rest first next time (epoll_wait(2)). It relies on two private names, as `default_selector` checks.
     """
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
@@ -113,7 +113,7 @@ class EventLoop:
         self._timers_at_most = TIMERS  # before the cancelled ones are looked for
         self._timer_count = itertools.count()  # breaks ties: equal times run in the order they were set
         self._soon: deque[Callable[[], object]] = deque()
-        self._forgotten: set[Any] = set()  # since this turn began: what the selector said of them no longer counts
+        self._forgotten: set[Any] = set()  # unwatched in this turn: events already collected for them are ignored
         self._stopping = False
         self._signal_handlers: dict[int, tuple[Callable[[], object], Any]] = {}
         self._signals: deque[int] = deque()  # that arrived and were not yet handled
@@ -172,8 +172,8 @@ class EventLoop:
         """Run `callback()` in the loop whenever signal `signum` arrives.
 
         The interrupted frame only notes the number, and the interpreter wakes the loop (signal.set_wakeup_fd), so the
-        callback may do anything. Those of ENDINGS that arrive within AS_ONE seconds count as one, the first of them.
-        `close()` restores what stood before. Raises ValueError outside the main thread.
+        callback may do anything. Signals of ENDINGS that arrive within AS_ONE seconds count as one, the first.
+        `close()` restores the previous handler. Raises ValueError outside the main thread.
         """
         before = signal.set_wakeup_fd(self._wakeup_sender.fileno(), warn_on_full_buffer=False)  # first: none is missed
         if self._previous_wakeup_fd is None:
@@ -184,7 +184,7 @@ class EventLoop:
         self._signal_handlers[signum] = (callback, previous)
 
     def ignores(self, signum: int) -> bool:
-        """Return whether whoever started this process had it ignore a signal, as nohup(1) does with SIGHUP."""
+        """Return whether the parent process had this one ignore a signal, as nohup(1) does with SIGHUP."""
         return signal.getsignal(signum) == signal.SIG_IGN
 
     def run(self) -> None:

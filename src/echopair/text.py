@@ -22,8 +22,8 @@ def figure(number: float, digits: int = 3) -> str:
 
 
 def typed(number: float) -> str:
-    """Return a number that a user has typed, all of it: `1,234.5`, `0.00001`."""
-    return figure(number, 12)  # a float has 15; what was typed is rounded in the last ones
+    """Return a number that a user has typed, with all its digits: `1,234.5`, `0.00001`."""
+    return figure(number, 12)  # digits; a float has no more, so the last ones typed may be rounded
 
 
 def size(number: float) -> str:

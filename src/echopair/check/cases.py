@@ -1,8 +1,8 @@
 """The cases: what an echo service, and whatever stands in front of it, must do (RFC 862, RFC 9293, RFC 1122).
 
-Each is a short conversation. They begin with the plain ones and end with those that a poor server does not survive, for
-what comes after those is not run. What they send together has a limit: 48 MiB on 300 connections, and where `thorough`
-ones are run, 384 MiB on 1,400.
+Each is a short conversation. They begin with the plain ones and end with those that a poor server does not survive, so
+no case after those is run. All of them together use at most 48 MiB and 300 connections; with the `thorough` ones,
+384 MiB and 1,400.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Body = Callable[[Check], Coroutine[Any, Any, None]]
 
 
 CLIENT_HELLO = b"\x16\x03\x01\0\5\1\0\0\1\0"  # too short: TLS answers it with an alert (RFC 8446 6.2)
-# What a connection may begin with, however much it looks like something else.
+# A connection may begin with any of these, although they look like another protocol.
 BEGINNINGS = (
     b"\xef\xbb\xbf",  # byte order marks: UTF-8, UTF-16, UTF-32
     b"\xff\xfe",
@@ -73,7 +73,7 @@ async def basic(check: Check) -> None:
 
 
 async def probe(check: Check, peer: Peer, failure: Failed) -> Seen:
-    """Find out more of a service that does not echo: whether it speaks first, or to whom it answers at all."""
+    """Find out more about a service that does not echo: whether it speaks first, or what it answers to."""
     seen = failure.seen
     with suppress(Failed):
         if seen.got:
@@ -123,20 +123,20 @@ async def edges(check: Check) -> None:
 
 @case(usually="a byte order mark is removed, or something on the way takes the bytes for a protocol that it knows")
 async def first_bytes(check: Check) -> None:
-    """A connection may begin with any bytes, also those of a mark or a header."""
+    """A connection may begin with any bytes, even those of a byte order mark or a header."""
     for beginning in BEGINNINGS:
         peer = await check.connect()
         try:
             await peer.echo(beginning + check.text(10))
         except Failed as failure:
-            told = f"of a connection that began with {printable(beginning)}, {failure}"
+            told = f"on a connection that began with {printable(beginning)}: {failure}"
             raise type(failure)(told, failure.seen) from None
         peer.close()
 
 
 @case(usually="bytes are taken in pairs or in blocks, and an incomplete one waits for the rest")
 async def lengths(check: Check) -> None:
-    """Messages come back whole whatever their length, odd ones too."""
+    """Messages of any length come back whole, odd lengths too."""
     peer = await check.connect()
     for power in (8, 10, 12, 14, 16, 20):
         for length in (2**power - 1, 2**power, 2**power + 1):
@@ -199,15 +199,16 @@ async def latency(check: Check) -> None:
     alone = [await timed(check, peer, 1) for _ in check.rounds(60)]
     usual = statistics.median(alone)
     if usual - check.connecting > delayed:
-        told = f"a lone one took {duration(usual)}, and making a connection {duration(check.connecting)}"
+        told = f"a single message took {duration(usual)}, but connecting took {duration(check.connecting)}"
         raise Late(told, Seen(far=True))
     late = [took for took in alone if took - usual > delayed]
     if len(late) >= SEVERAL:
         raise Late(
-            f"a lone one took {duration(usual)} mostly, but {len(late)} of {len(alone)} took {duration(max(late))}"
+            f"a single message usually took {duration(usual)}, "
+            f"but {len(late)} of {len(alone)} took {duration(max(late))}"
         )
-    # An answer is held back when it meets one that is not acknowledged. That is a matter of moments, so try until it
-    # is certain; and it lasts for as long each time, unlike what a busy machine does to lone messages, too.
+    # Nagle's algorithm holds an answer back while an earlier one is not acknowledged. That depends on timing, so try
+    # until it is certain. Its delays are all alike; those of a busy machine are not.
     enough, held_back = SEVERAL, []
     for _ in check.rounds(200):
         enough += SEVERAL * (await timed(check, peer, 1) - usual > delayed)
@@ -219,7 +220,9 @@ async def latency(check: Check) -> None:
     if len(held_back) > enough:
         least, _, most = statistics.quantiles(held_back, n=4)
         if most - least < ALIKE:
-            raise Late(f"a lone one took {duration(usual)}, but the last in a row of small ones {duration(most)}")
+            raise Late(
+                f"a single message took {duration(usual)}, but the last of several in a row took {duration(most)}"
+            )
 
 
 async def timed(check: Check, peer: Peer, number: int) -> float:
@@ -240,7 +243,7 @@ async def idle(check: Check) -> None:
     await peer.echo(check.text(100))
 
 
-@case(usually="connections, or the messages on one, are limited in the server or in a proxy", thorough=True)
+@case(usually="the server or a proxy limits the life of a connection, or the messages on it", thorough=True)
 async def life(check: Check) -> None:
     """A connection lives for as long as it is used."""
     peer, began = await check.connect(), check.loop.clock()
@@ -273,7 +276,7 @@ async def many(check: Check) -> None:
             failure = (wrong or failures)[0]
             if wrong or not served:
                 raise failure
-            told = f"{served} of 50 connections were served; of another one, {failure}"
+            told = f"{served} of 50 connections were served; on another one: {failure}"
             raise type(failure)(told, replace(failure.seen, served=served, tried=50))
 
 
@@ -369,7 +372,7 @@ async def slow_neighbour(check: Check) -> None:
     """A peer that does not read slows nobody else."""
     deaf, owed = await check.connect(), check.text(MUCH)
     deaf.buffer(LITTLE)
-    with suppress(Failed):  # what becomes of such a peer is for other cases to say
+    with suppress(Failed):  # other cases judge what becomes of such a peer
         owed = owed[: await deaf.send_until_full(owed)]
     peer = await check.connect()
     for _ in check.rounds(20):
@@ -382,11 +385,11 @@ async def slow_neighbour(check: Check) -> None:
 
 @case(usually="the mark where urgent data ends is taken for EOF, for an error, or for nothing to read")
 async def urgent(check: Check) -> None:
-    """Urgent data, whatever becomes of its byte, leaves the others as they are."""
+    """Urgent data changes no other bytes, whatever happens to its own."""
     peer = await check.connect()
     peer.ignored = b"!"
     await peer.echo(check.text(8192))
-    for length in (4, 100_000):  # the first one is sent from before the mark on, and nothing follows it
+    for length in (4, 100_000):  # the first one starts before the mark, and nothing follows it
         peer.send_urgent(b"!")
         await peer.echo(check.text(length))
     message = check.text(100_000)
@@ -427,7 +430,7 @@ async def churn(check: Check) -> None:
     await talk(check, [await check.connect()])
 
 
-@case(usually="a worker, or a buffer that is used again, serves its connections wrongly", thorough=True)
+@case(usually="one worker is broken, or a buffer is used again before it is empty", thorough=True)
 async def crowd(check: Check) -> None:
     """Each of a thousand connections gets its own bytes back."""
     until, all_, number = check.loop.clock() + check.plan.enough, check.plan.crowd, 0
@@ -444,18 +447,20 @@ async def crowd(check: Check) -> None:
 
 @case(usually="what a peer does not read is kept without a limit, until memory is full", thorough=True)
 async def back_pressure(check: Check) -> None:
-    """A peer that does not read cannot send without end."""
+    """A peer that does not read is kept from sending without end."""
     peer, until = await check.connect(), check.loop.clock() + check.plan.enough
     peer.buffer(LITTLE)
     block = check.text(MIB)
     while peer.sent < check.plan.hoard:
         try:
             taken = await peer.send_until_full(block)
-        except Failed:  # what becomes of such a peer is for other cases to say
+        except Failed:  # other cases judge what becomes of such a peer
             return
         if taken < len(block):
             return
-        check.allow(until, f"{size(peer.sent)} of {size(check.plan.hoard)} were taken: the path is too slow to tell")
+        check.allow(
+            until, f"{size(peer.sent)} of {size(check.plan.hoard)} were taken: the path is too slow for a verdict"
+        )
     raise Failed(f"{size(peer.sent)} were taken, and nothing was read back")
 
 

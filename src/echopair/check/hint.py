@@ -1,4 +1,4 @@
-"""What a failure looks like: from what was seen to what usually causes that. Pure."""
+"""Hints: what usually causes a failure, by what was seen. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from echopair.client.mismatch import RECOGNISABLE, agreement
 from echopair.text import count, printable
 
-# What begins like this is an answer of that kind of server, and nobody's echo.
+# An answer that begins like this comes from that kind of server; it is no echo.
 SPEAKERS = (
     (rb"HTTP/\d|\s*<(!doctype |html)", "an HTTP server listens there"),
     (rb"\x15\x03[\0-\4]", "a TLS server listens there: it answered with an alert"),
@@ -27,14 +27,14 @@ SPEAKERS = (
 PROMPT = re.compile(rb"(^|[\r\n])[^\r\n]{0,60}[>$#%:?] ?$")
 
 ANSWERS = {
-    "newline": "the service answers line by line: it did once a newline came",
-    "EOF": "the service answers when it has all: it did at EOF",
+    "newline": "the service answers line by line: it answered only after a newline",
+    "EOF": "the service answers only at EOF, when it has everything",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """What the kernel knows of the way to the service, over the connections of a case."""
+    """What the kernel knows about the path to the service, from the connections of a case."""
 
     lost: int  # segments, as far as they were sent again
     segments: int  # sent, those included
@@ -46,13 +46,13 @@ class Path:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a case saw that failed.
+    """What a failed case saw.
 
-    `sent` and `got` are how each direction began; `greeting` is what came before anything was
-    sent, `answers_to` what ended a silence ("newline", "EOF"), `served` the number of `tried`
-    connections that were. `far` means that answers come from further away than connections,
-    `late` means that something took too long, `ended` that the service
-    ended the connection, and `echoed` that nothing is known against an echo of small messages.
+    `sent` and `got` are the first bytes of each direction. `greeting` came before anything was sent.
+    `answers_to` is what ended a silence ("newline", "EOF"). `served` of `tried` connections were
+    served. `far`: answers take longer than connecting does. `late`: something took too long.
+    `ended`: the service ended the connection. `echoed`: small messages came back right, as far as
+    known.
     """
 
     sent: bytes = b""
@@ -69,7 +69,7 @@ class Seen:
 
 
 def hint(seen: Seen) -> str:
-    """Return what usually causes what was seen; "" where that looks like nothing known."""
+    """Return what usually causes what was seen; "" if no known pattern fits."""
     looks = (_crowded, _spoken, _greeted, _worded, _ended, _lost, _silent)
     return next(filter(None, (look(seen) for look in looks)), "")
 
@@ -100,7 +100,7 @@ def _greeted(seen: Seen) -> str:
 
 
 def _worded(seen: Seen) -> str:
-    """Return what the service does to the words, or says beside them."""
+    """Return how the service changes the text, or what it adds."""
     sent, got = seen.sent, seen.got
     same = agreement(sent, got)
     rest, start = got[same:], sent[:RECOGNISABLE]
@@ -121,7 +121,7 @@ def _ended(seen: Seen) -> str:
     if not seen.ended or seen.echoed:
         return ""
     if seen.got:
-        return "the service ends a connection after one answer, or soon"
+        return "the service ends a connection after one answer, or soon after"
     return "an access list, a proxy without a backend, or a service that expects TLS or a PROXY header"
 
 

@@ -1,6 +1,6 @@
 """A connection driven by hand: a case of the check says when it sends, when it reads, and how it ends.
 
-Unlike a Connection it reads nothing on its own, for a peer that does not read is what some cases are about. What goes
+Unlike a Connection it reads nothing on its own, because some cases need a peer that does not read. What goes
 wrong is told as it was seen from here, with the number of the byte at which it was.
 """
 
@@ -21,13 +21,13 @@ from echopair.text import count, duration, reason
 
 COMPARED = 1024  # bytes after the first wrong one, to say what happened there and not further on
 MOMENT = 0.2  # seconds in which what must not come has time to come
-HEAD = 512  # bytes of each direction that are kept, to say what they look like
-SMALL = 1000  # bytes of a message at most, for its echo to take a round trip
+HEAD = 512  # first bytes of each direction, kept for hints
+SMALL = 1000  # bytes; the echo of a message up to this size takes one round trip
 ROUND_TRIPS_KEPT = 99
 
 
 class Failed(Exception):  # noqa: N818 - a verdict
-    """What was seen instead of what should have been; in words, and as `seen` for a hint."""
+    """What went wrong: in words, and as `seen` for a hint."""
 
     def __init__(self, told: str, seen: Seen | None = None) -> None:
         super().__init__(told)
@@ -35,15 +35,15 @@ class Failed(Exception):  # noqa: N818 - a verdict
 
 
 class Late(Failed):
-    """What should have come came too late, or did not come."""
+    """Bytes or EOF came too late, or did not come."""
 
 
 class Peer:
-    """One end of a connection, for as long as the other one moves a byte at least every `patience` seconds.
+    """One end of a connection; it fails when no byte moves for `patience` seconds.
 
-    `doing` is called with how far it is. A path that takes nothing for `moment` seconds is full, and one that brings
-    nothing for so long is silent. How many seconds the echo of a small message takes goes to `round_trips`, except
-    for a connection's first one, which may have to wait for more. The bytes in `ignored` count as not received.
+    `doing` is called with the progress. A path that takes nothing for `moment` seconds is full; one that brings nothing
+    for `moment` seconds is silent. The seconds that the echo of a small message takes go to `round_trips`, except for
+    the first one of a connection, which may wait for more than a round trip. Bytes in `ignored` count as not received.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Peer:
 
     @property
     def moment(self) -> float:
-        """Return how many seconds to wait for what may not come."""
+        """Return how many seconds to wait for something that may not come."""
         return max(MOMENT, 3 * statistics.median(self._round_trips or (0.0,)))
 
     async def send(self, data: bytes) -> None:
@@ -163,7 +163,7 @@ class Peer:
             raise self._broken(error) from None
 
     def buffer(self, length: int) -> None:
-        """Have a receive buffer of so many bytes; with a small one the path is full soon (socket(7), SO_RCVBUF)."""
+        """Set the size of the receive buffer; with a small one the path is full soon (socket(7), SO_RCVBUF)."""
         self._set(socket.SO_RCVBUF, length)
         self._buffered = True
 
@@ -177,7 +177,7 @@ class Peer:
         if not self.closed:
             self.closed = True
             if figures := path_figures(self.sock):
-                # What does not fit into a buffer of ours is lost, too, and not on the path.
+                # A segment that does not fit into our buffer is lost too, but not on the path.
                 lost, segments, unanswered, segment_bytes, out_of_order = figures
                 out_of_order *= not self._buffered
                 large = self.sent > segment_bytes
@@ -186,7 +186,7 @@ class Peer:
             self.sock.close()
 
     def seen(self, *, ended: bool = False) -> Seen:
-        """Return what a hint can be taken from."""
+        """Return what was seen, for a hint."""
         sent, got = map(bytes, self._heads)
         return Seen(sent, got, b"" if sent else got, ended=ended)
 

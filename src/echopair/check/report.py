@@ -1,6 +1,6 @@
-"""What is written about a check: lines for people, TAP for programs, JUnit's XML, and a page. Pure.
+"""What is written about a check: lines for people, TAP for programs, JUnit XML, and a page. Pure.
 
-The first two are written case by case; the others, like the summaries, are made of the result document.
+The first two are written case by case; the others, and the summaries, are made from the result document.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class Tap:
         self._planned = len(cases)
 
     def head(self) -> str:
-        """Return what stands before all outcomes."""
+        """Return the lines before the outcomes."""
         return f"TAP version 13\n1..{self._planned}\n"
 
     def begun(self, _case: Case) -> str:
-        """Return nothing: what has no outcome yet has no line."""
+        """Return nothing: a case without an outcome has no line."""
         return ""
 
     def told(self, outcome: Outcome) -> str:
-        """Return the lines of one outcome, with what was seen and what usually causes it where it failed."""
+        """Return the lines of one outcome; for a failed case, what was seen and what usually causes it too."""
         self._number += 1
         word = "not ok" if outcome.status == FAILED else "ok"
         case, took = outcome.case, f"{duration(outcome.seconds):>7}"
@@ -62,7 +62,7 @@ class Tap:
 
 
 class Lines:
-    """Outcomes for people at a terminal: a mark and a name each, and the whole story where one failed."""
+    """Outcomes for people at a terminal: a mark and a name each, and details of those that failed."""
 
     def __init__(
         self, cases: Sequence[Case], *, width: int, colour: bool, encoding: str | None, live: bool = True
@@ -125,12 +125,12 @@ class Lines:
 
 
 def judged(document: dict[str, Any]) -> tuple[str, str]:
-    """Return how the check went, as the status of a case, and as a sentence without its stop."""
+    """Return how the check went, as a status and as a sentence without a full stop."""
     failed = [entry["name"] for entry in document["checks"] if entry["status"] == FAILED]
     if failed:
         return FAILED, f"{len(failed)} of {count(_planned(document), 'case')} failed: {', '.join(failed)}"
     if document["not_run"]:
-        return SKIPPED, f"Not all was checked: {document['reason'] or 'nobody was there'}"
+        return SKIPPED, f"Not all was checked: {document['reason'] or 'no service answered'}"
     return PASSED, "Every case passed" if PASSED in _statuses(document) else "Nothing applied"
 
 
@@ -164,7 +164,7 @@ def _indents(first: str, others: str) -> dict[str, Any]:
 
 
 def page(document: dict[str, Any]) -> str:
-    """Return a page of the check for people, to be written as UTF-8."""
+    """Return a page about the check, to be written as UTF-8."""
     from echopair.measure.page import STYLE, table
 
     status, verdict = judged(document)
@@ -193,7 +193,7 @@ def page(document: dict[str, Any]) -> str:
 
 
 def _row(entry: dict[str, Any]) -> str:
-    """Return the row of a case, and one of what was seen where it did not pass."""
+    """Return the row of a case; if it did not pass, what was seen too."""
     status = entry["status"]
     alarm = ' class="alarm"' if status == FAILED else ""
     told = "".join(
@@ -208,7 +208,7 @@ def _row(entry: dict[str, Any]) -> str:
 
 
 def junit(document: dict[str, Any]) -> str:
-    """Return the document as JUnit's XML, for services of continuous integration; what was not run is an error."""
+    """Return the document as JUnit XML, for continuous integration; a case that was not run is an error."""
     from xml.etree import ElementTree as Xml
 
     statuses, unrun = _statuses(document), document["not_run"]
@@ -231,7 +231,7 @@ def junit(document: dict[str, Any]) -> str:
             )
         elif entry["status"] == SKIPPED:
             Xml.SubElement(case, "skipped", message=_xml(entry["seen"]))
-    why = _xml(document["reason"] or "nobody was there")
+    why = _xml(document["reason"] or "no service answered")
     for name in unrun:
         case = Xml.SubElement(suite, "testcase", classname="echo", name=name)
         Xml.SubElement(case, "error", message=f"not run: {why}")
@@ -240,5 +240,5 @@ def junit(document: dict[str, Any]) -> str:
 
 
 def _xml(text: str) -> str:
-    """Return `text` without what XML does not allow."""
+    """Return `text` without the characters that XML does not allow."""
     return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)

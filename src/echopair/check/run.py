@@ -1,9 +1,9 @@
 """Runs the cases of the check against one service, and judges each.
 
-One after the other, so that the case which does the harm is the one that is blamed; and each in a bounded time, longer
-on a long path. Where nobody accepts connections any more, the first case that finds this out fails, if the one
-before it has not, and what is left is skipped: that is no verdict on it. Where not even a plain message comes back,
-only cases that need no echo are still run.
+They run one after the other, so that a failure points at the case that caused it. Each has a time limit, longer on a
+long path. If no connection is accepted any more, the first case that notices fails, unless the case before it has
+failed, and the rest are skipped: that is no verdict on them. If not even a plain message comes back, only cases that
+need no echo are still run.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class Unreachable(Failed):
 
 
 class Slow(Late):
-    """All was well, but the case was not done in time."""
+    """Nothing was wrong, but the case was not done in time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long and how much is tried, in seconds and bytes, unless a case says that itself."""
+    """How long and how much the cases try, in seconds and bytes, unless a case says otherwise."""
 
     delayed: float = 0.030  # above the round trip; a delayed ACK takes 40 ms (RFC 1122 4.2.3.2: at most 500)
     limit: float = 10.0  # of a case, or three times the patience; beside what it sleeps, and ROUND_TRIPS
@@ -72,9 +72,9 @@ THOROUGH = replace(STANDARD, idle=20.0, unread=4.0, pause=0.08)
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is tried, what it proves, and what usually is the cause if it fails.
+    """One case: what it proves, and what usually is the cause if it fails.
 
-    `needs_echo` means that it adds nothing where basic fails, `thorough` that it takes long.
+    `needs_echo`: it is not run if basic fails. `thorough`: it is run only with --thorough, because it takes long.
     """
 
     name: str
@@ -99,9 +99,9 @@ class Outcome:
 class Check:
     """Runs `cases` against `addresses`; calls `begun(case)` and `told(outcome)` for each, and `done()` after all.
 
-    `patience` is how many seconds may pass without a byte, `connect_timeout` until a connection is made, if that is
-    something else; `source` is the local address to connect from. To the cases it is what they connect, send and wait
-    with. `reason` says why cases were left out, "" where none was.
+    `patience` is how many seconds may pass without a byte; `connect_timeout` is the same for connecting, if it differs.
+    `source` is the local address to connect from. The cases use a Check to connect, send and wait. `reason` says why
+    cases were left out; "" if none was.
     """
 
     def __init__(
@@ -161,9 +161,9 @@ class Check:
 
     @property
     def round_trip(self) -> float:
-        """Return the seconds of a round trip: of small echoes, or while there was none of connecting.
+        """Return the seconds of a round trip: of small echoes, or of connecting until one has come back.
 
-        Only an echo goes all the way; a connection may be made with a proxy that is near.
+        Only an echo goes the whole way; a proxy that is near may accept the connection.
         """
         return statistics.median(self._echoes) if self._echoes else self.connecting
 
@@ -196,23 +196,23 @@ class Check:
         return peer
 
     def text(self, length: int) -> bytes:
-        """Return so many bytes of ASCII letters and digits, unlike all before."""
+        """Return `length` bytes of ASCII letters and digits, different from all before."""
         self._texts += 1
         source = Random(f"{self._seed} {self._texts}")
         return base64.urlsafe_b64encode(source.randbytes(length * 3 // 4 + 3))[:length]
 
     def rounds(self, most: int) -> Iterator[int]:
-        """Count to `most`, where each takes a round trip; end after AT_LENGTH seconds, but not before 5."""
+        """Count to `most`, for rounds of one round trip each; stop after AT_LENGTH seconds, but not before 5 rounds."""
         until = self.loop.clock() + AT_LENGTH
         return takewhile(lambda number: number < 5 or self.loop.clock() < until, range(most))
 
     async def sleep(self, seconds: float) -> None:
-        """Wait some seconds, by which the case may take longer."""
+        """Wait some seconds; the time limit of the case grows by them."""
         self._slept += seconds
         await sleep(self.loop, seconds)
 
     async def leave_unread(self, peer: Peer) -> None:
-        """Read nothing for a while; then wait that much longer, for the sender may have backed off (RFC 6298 5.5)."""
+        """Read nothing for a while; then be patient for longer: the sender may have backed off (RFC 6298 5.5)."""
         await self.sleep(self.plan.unread)
         peer.patience += self.plan.unread
 
@@ -222,7 +222,7 @@ class Check:
             raise Skipped(f"{so_far} within {duration(self.plan.enough)}")
 
     async def together(self, *bodies: Coroutine[Any, Any, Any]) -> list[Any]:
-        """Run these side by side."""
+        """Run these at the same time."""
         return await together(self.loop, *bodies)
 
     # Running them
@@ -299,7 +299,7 @@ class Check:
         self._left = left
 
     def _judge_absence(self, seen: str) -> tuple[str, str]:
-        """Return what became of a case to which nobody was there."""
+        """Return the outcome of a case that could not connect."""
         if not self._connects:
             self._left.clear()
             return FAILED, seen
@@ -309,7 +309,7 @@ class Check:
         return SKIPPED, seen
 
     def _end(self) -> Path | None:
-        """Close the connections; return what the kernel knows of their way."""
+        """Close the connections; return what the kernel knows about their path."""
         for peer in self._peers:
             peer.close()
         paths = [peer.path for peer in self._peers if peer.path]
@@ -319,7 +319,7 @@ class Check:
 
 
 def sum_of(paths: Sequence[Path]) -> Path:
-    """Return what several connections know of one way."""
+    """Return what several connections know about one path."""
     return Path(
         sum(path.lost for path in paths),
         sum(path.segments for path in paths),

@@ -1,4 +1,4 @@
-"""The conformance check: which cases, against what, and where what is told of them goes."""
+"""The conformance check on the command line: which cases, against what, and where the outcomes go."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def list_cases(output: Output) -> int:
 
 
 def check(args: argparse.Namespace, output: Output) -> int:
-    """Run the cases that were asked for, tell what came of them, and return the exit status."""
-    with EventLoop() as loop:  # a signal means what the loop makes of it until all is written
+    """Run the selected cases, report their outcomes, and return the exit status."""
+    with EventLoop() as loop:  # the loop handles signals until all is written
         return _check(Reach(loop, args), args, output)
 
 
@@ -87,7 +87,7 @@ def _check(reach: Reach, args: argparse.Namespace, output: Output) -> int:
 
 
 def chosen(args: argparse.Namespace) -> list[Case]:
-    """Return the cases that are asked for; raises UsageError where that makes no sense."""
+    """Return the selected cases; raises UsageError if there is none."""
     only = _names("--check-only", args.check_only or ())
     skipped = _names("--check-skip", args.check_skip or ())
     cases = [case for case in CASES if (case.name in only if only else args.thorough or not case.thorough)]
@@ -98,19 +98,19 @@ def chosen(args: argparse.Namespace) -> list[Case]:
 
 
 def _names(option: str, given: Iterable[str]) -> list[str]:
-    """Return the names in options of one or, with commas, several; raises UsageError where there is no such case."""
+    """Return the names in options, which may be lists with commas; raises UsageError for an unknown case."""
     known = [case.name for case in CASES]
     names = [name for each in given for name in each.split(",")]
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}?" if close else "--check-list says which there are"
+            hint = f"did you mean {close[0]}?" if close else "--check-list lists them"
             raise UsageError(f"{option}: there is no case {name!r} ({hint})")
     return names
 
 
 def _view(args: argparse.Namespace, cases: Sequence[Case]) -> Lines | Tap:
-    """Return how standard output gets the outcomes."""
+    """Return the format of the outcomes on standard output."""
     stream = sys.stdout
     if args.tap or stream is None or not stream.isatty():
         return Tap(cases, width=columns(1))
@@ -127,7 +127,7 @@ def _run(
     begun: Callable[[Case], object],
     told: Callable[[Outcome], object],
 ) -> tuple[int, str]:
-    """Run the cases to the end, or to a signal; return the exit status of that, or 0, and why some were not run."""
+    """Run the cases until the end or a signal; return the signal's exit status, or 0, and why cases were not run."""
     checks: list[Check] = []
 
     def begin(addresses: list[Address]) -> None:

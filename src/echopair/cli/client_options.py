@@ -27,13 +27,13 @@ examples:
   echo-client -d 5s --fail-if 'p99>20ms' --report run.html
   echo-client --check '[::1]:7'       conformance: named cases, pass or fail
   echo-client '[::1]:7' - <in >out    send a file, write what comes back
-  echo-client --loopback --conns 2    serve myself: no server needed"""
+  echo-client --loopback --conns 2    starts its own echo server"""
 
-HABITS = {  # of those who know nc, ab, wrk or iperf
+HABITS = {  # options that users of nc, ab, wrk and iperf try
     "-k": "connections stay open anyway; --reconnect-every 1 makes one for each message",
     "-l": "echo-client connects; echo-server listens",
-    "-t": "a duration goes into -d, a time limit into --timeout",
-    "-z": "echo-client always sends something; leave -z out",
+    "-t": "use -d for a duration, --timeout for a time limit",
+    "-z": "echo-client always sends something: leave out -z",
 }
 MESSAGES = ["This is the first message", "This is the second message"]
 PERCENTILES = "50,90,99,99.9"
@@ -92,7 +92,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _take_target(args: argparse.Namespace) -> None:
-    """Sort what stands without an option: `-`, and HOST:PORT, which settles the host and the port."""
+    """Take the positional arguments: `-`, and HOST:PORT, which overrides --host and --port."""
     args.pipe = "-" in args.target
     target, *others = [each for each in args.target if each != "-"] or [""]
     if others:
@@ -105,12 +105,12 @@ def _take_target(args: argparse.Namespace) -> None:
     args.target = target
     args.host = host or args.host
     args.port = args.port if port is None else port
-    if args.loopback or args.merge:  # neither is used
+    if args.loopback or args.merge:  # HOST:PORT is not used
         args.host, args.port = "localhost", 0
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """Make sure that nothing is written over something else: each file gets one thing, and so does standard output."""
+    """Make sure that no output overwrites another: each file gets one of them, and so does standard output."""
     if args.output == "-":
         args.json, args.output = True, None
     if args.json and args.json_lines:
@@ -129,14 +129,14 @@ def _check_outputs(args: argparse.Namespace) -> None:
             raise options.UsageError(
                 f"{option} {path} would overwrite {taken[identity]}: give each file a name of its own"
             )
-        taken[identity] = f"that of {option} {path}"
+        taken[identity] = f"the file of {option} {path}"
 
 
 def _identity(path: str | int) -> object:
-    """Return what is the same for all names of a file; None for what is none, like a terminal or a pipe."""
+    """Return the same value for all names of a file; None if it is no regular file, like a terminal or a pipe."""
     try:
         found = os.stat(path)
-    except OSError:  # to be made
+    except OSError:  # does not exist yet
         return os.path.realpath(path) if isinstance(path, str) else None
     return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
 
@@ -185,7 +185,7 @@ def _check_target(args: argparse.Namespace) -> None:
         raise options.UsageError(f"--loopback serves itself: leave {args.target} out")
     if args.source:
         if args.family not in (socket.AF_UNSPEC, args.source[0]):
-            raise options.UsageError(f"--source {args.source[1][0]} is not of the family that -4 or -6 asks for")
+            raise options.UsageError(f"--source {args.source[1][0]} is not of the family that -4 or -6 selects")
         args.family = args.source[0]
     if args.port == 0 and not args.loopback:
         raise options.UsageError("port 0 cannot be connected to: give the port that the server listens on")
@@ -198,7 +198,7 @@ def _check_target(args: argparse.Namespace) -> None:
     if needed > limit:
         raise options.UsageError(
             f"--conns {args.conns:,} needs {needed:,} descriptors, and this process may have {limit:,}: "
-            "raise that with ulimit -n, or ask for fewer"
+            "raise the limit with ulimit -n, or use fewer"
         )
 
 
@@ -210,7 +210,7 @@ def _check_contents(args: argparse.Namespace, asked: Sequence[str]) -> None:
     if args.message and asked:
         raise options.UsageError(f"-m says what to send, {generating} goes with generated messages: leave out one")
     if args.message and not all(args.message):
-        raise options.UsageError("-m: an empty message has no byte to come back")
+        raise options.UsageError("-m: an empty message cannot come back: give a text")
     if args.pipe and (sys.stdin is None or sys.stdout is None):
         raise options.UsageError("- needs standard input and standard output, and one is closed")
     args.message = args.message or MESSAGES
@@ -220,10 +220,10 @@ def _check_load(args: argparse.Namespace) -> None:
     if args.rate and args.duration is None and args.count is None:
         raise options.UsageError("-r needs an end: give -d (a duration) or -n (a number of messages)")
     if args.start_at is not None and args.start_at < time.time():
-        raise options.UsageError("--start-at has passed: give a moment to come")
+        raise options.UsageError("--start-at is in the past: give a time in the future")
     for name in ("warmup", "interval"):
         if getattr(args, name) == float("inf"):
-            raise options.UsageError(f"--{name} never would leave nothing to report: give a time")
+            raise options.UsageError(f"--{name} must be finite: give a time")
     args.size = args.size or 1024
     if args.duration is None:
         args.count = args.count or args.conns
@@ -236,88 +236,91 @@ def parser() -> options.Parser:
     parser = options.Parser(
         "echo-client",
         "Send bytes to an echo server and check that exactly those bytes come back.\n\n"
-        "It shows a conversation; asked for a load (-s -n -d -r) or a report, it sends\n"
-        "generated messages, times them and reports.",
+        "By default it shows a short conversation. If an option asks for a load\n"
+        "(-s -n -d -r) or a report, it sends generated messages and times them.",
         EXAMPLES,
         HABITS,
     )
     group = parser.add_argument_group("where to connect")
     add = group.add_argument
     add("target", metavar="HOST:PORT", nargs="*",
-        help="the server, [IPV6]:PORT for an IPv6 address; "
-             "beside it -: send standard input, write the echo to standard output")
+        help="the server; [IPV6]:PORT for an IPv6 address. "
+             "Add - to send standard input and write the echo to standard output")
     add("--host", type=options.host, default="localhost", help="the server's name or address")
     add("-p", "--port", type=options.checked(parse_port), default=12345, help="its port")
     options.add_family(group)
     add("--source", metavar="ADDRESS", type=options.checked(local_address),
         help="connect from this address of this machine (default: the system chooses)")
     add("--all-addresses", action="store_true",
-        help="share the connections out over all addresses of the server that answer, not only the first one")
-    add("--loopback", action="store_true", help="serve myself: an echo server in this process, on a free port")
+        help="spread the connections over all addresses of the server that answer, not only the first")
+    add("--loopback", action="store_true", help="start an echo server inside this process, on a free port")
     add("--wait", metavar="S", type=options.duration(), default="0s",
-        help="wait up to S until the name resolves and a first byte comes back, on a connection of its own")
+        help="wait up to S for the server: until its name resolves and it echoes a probe of one byte")
 
     add = parser.add_argument_group("what to send").add_argument
     add("-c", "--conns", metavar="N", type=options.count(1), default=1, help="connections at once")
     add("-m", "--message", metavar="TEXT", action=options.Collect,
-        help="say this on every connection; may be repeated (default: two short ones)")
+        help="send TEXT on every connection; may be repeated (default: two short messages)")
     add("-s", "--size", metavar="BYTES", type=options.size(1), help="generate messages of this size (default: 1K)")
     add("-n", "--count", metavar="N", type=options.count(1),
-        help="generate N messages in all, shared out over the connections (default: one on each)")
-    add("--seed", metavar="N", type=options.count(), help="generate these (default: at random, and printed)")
+        help="generate N messages in all, spread over the connections (default: one on each)")
+    add("--seed", metavar="N", type=options.count(), help="seed of the generated data (default: random, printed)")
     add("--workers", metavar="N", type=options.checked(workers),
-        help="share the connections out over so many processes; auto: one a processor (default: 1)")
-    add("-w", "--pipeline", metavar="N", type=options.count(1), default=1, help="messages in flight on a connection")
+        help="spread the connections over N processes; auto: one per processor (default: 1)")
+    add("-w", "--pipeline", metavar="N", type=options.count(1), default=1,
+        help="keep N messages in flight on each connection")
 
     add = parser.add_argument_group("how long, how fast").add_argument
     add("-d", "--duration", metavar="S", type=options.duration(0.001),
-        help="send for so long, then wait up to --timeout for the rest; a broken connection is replaced")
+        help="send for S, then wait up to --timeout for the last echoes; a broken connection is replaced")
     add("-r", "--rate", metavar="N", type=options.rate(),
         help="open loop: N messages a second in all, each due at a time fixed in advance "
-             "(default: closed loop, the next message after the last one's echo)")
-    add("--warmup", metavar="S", type=options.duration(), help="first send so long without measuring (default: 0s)")
+             "(default: closed loop, the next message is sent when an echo is back)")
+    add("--warmup", metavar="S", type=options.duration(), help="first send for S without measuring (default: 0s)")
     add("--start-at", metavar="TIME", type=options.moment,
-        help="begin at this moment, once connected: 2026-01-31T12:00:00Z, or @SECONDS of the epoch (default: at once)")
+        help="connect, then begin at TIME: 2026-01-31T12:00:00Z, or @SECONDS of the epoch (default: at once)")
     add("--connect-rate", metavar="N", type=options.rate(),
         help="begin N connections a second (default: as fast as they are made)")
     add("--reconnect-every", metavar="N", type=options.count(1),
-        help="close and connect anew after N messages; 1 is connect, echo, close (default: never)")
+        help="close and connect again after N messages; 1: connect, echo, close (default: never)")
 
     add = parser.add_argument_group("what to check").add_argument
     add("--verify", metavar="WHAT", choices=[FULL, LENGTH, NONE], default=FULL,
-        help="full: every byte; length: how many come back; none: nothing")
+        help="full: compare every byte; length: only count them; none: check nothing")
     add("--timeout", metavar="S", type=options.duration(0.001),
-        help="fail a connection on which no byte moves for so long "
+        help="fail a connection after S without a byte "
              f"(default: {TIMEOUT:g}s; with --check {CHECK_TIMEOUT:g}s)")
     add("--connect-timeout", metavar="S", type=options.duration(0.001), default=f"{CONNECT_TIMEOUT:g}s",
         help="give up connecting to an address after S")
     add("--fail-if", metavar="EXPR", action=options.Collect, type=options.each(options.checked(_threshold)),
-        help="exit with 99 if it holds, like 'p99>20ms', 'errors>0.1%%', 'not_sent>0', 'rate<1000'; may be repeated")
+        help="exit with 99 if the condition is met, like 'p99>20ms', 'errors>0.1%%', 'not_sent>0', 'rate<1000'; "
+             "may be repeated")
 
     add = parser.add_argument_group("conformance").add_argument
     add("--check", action="store_true",
-        help="try named cases and say which fail; they take under 48 MiB on under 300 connections, "
-             "51 at once, and some 10s each at most")
+        help="run named test cases and report which fail; they need less than 48 MiB and 300 connections, "
+             "51 at once, and about 10s each at most")
     add("--thorough", action="store_true",
-        help="check for up to two minutes, with 384 MiB on 1,400 connections")
-    add("--check-only", metavar="NAME", action=options.Collect, help="only this case; may be repeated")
-    add("--check-skip", metavar="NAME", action=options.Collect, help="not this case; may be repeated")
+        help="check with the long cases too: up to two minutes, 384 MiB and 1,400 connections")
+    add("--check-only", metavar="NAME", action=options.Collect, help="check only this case; may be repeated")
+    add("--check-skip", metavar="NAME", action=options.Collect, help="leave out this case; may be repeated")
     add("--check-list", action="store_true", help="list the cases and exit")
-    add("--tap", action="store_true", help="print the outcome as TAP, as to a pipe, also on a terminal")
-    add("--junit", metavar="FILE", help="write the outcome of a check to FILE, too, as JUnit's XML")
+    add("--tap", action="store_true", help="check, and print TAP on a terminal too, as to a pipe")
+    add("--junit", metavar="FILE", help="check, and also write the outcome to FILE as JUnit XML")
 
     add = parser.add_argument_group("what to report").add_argument
-    add("--percentiles", metavar="LIST", type=options.percentiles, help=f"of latencies (default: {PERCENTILES})")
+    add("--percentiles", metavar="LIST", type=options.percentiles,
+        help=f"report these percentiles of latencies (default: {PERCENTILES})")
     add("-i", "--interval", metavar="S", type=options.duration(0.01),
-        help="a line on standard error each S (default: no lines, intervals of 1s in JSON and page)")
-    add("--no-progress", action="store_true", help="no live meter on a terminal")
+        help="print a line on standard error every S (default: no lines; JSON and page have intervals of 1s)")
+    add("--no-progress", action="store_true", help="show no live meter on a terminal")
     add("-J", "--json", action="store_true", help="print the result as one JSON document instead of text")
-    add("--json-lines", action="store_true", help="print events as they happen, each a line of JSON")
+    add("--json-lines", action="store_true", help="print events as they happen, one line of JSON each")
     add("-o", "--output", metavar="FILE",
-        help="write the JSON document to FILE, too; any FILE to write may be -, standard output in place of the report")
+        help="also write the JSON document to FILE; any output FILE may be -, which prints it instead of the report")
     add("--hdr", metavar="FILE", help="write the response times to FILE, for HdrHistogram's plotter (.hgrm)")
-    add("--report", metavar="FILE", help="write a page for people to FILE (.html)")
-    add("--merge", metavar="FILE", nargs="+", help="add up JSON documents of several runs, and report that")
+    add("--report", metavar="FILE", help="write the report as a page to FILE (.html)")
+    add("--merge", metavar="FILE", nargs="+", help="add up the JSON documents of several runs and report the sum")
     # fmt: on
     return parser
 

@@ -1,8 +1,8 @@
-"""A load shared out over processes: each has every so-manieth connection, and the parent adds up what they counted.
+"""A load shared by several processes: connections are dealt round-robin, and the parent adds up the counts.
 
-The parent starts them, lets them begin at the same moment once all have their connections, and passes on what they
-tell while they go on. To those who watch it a shared load looks like any other; what it says of an interval, it says
-when the last process has told of it. Histograms are added, percentiles never averaged.
+The parent starts the processes, lets them begin at the same moment once all have their connections, and passes on
+their reports. To its watcher a shared load looks like any other. It reports an interval when the last process has
+reported it. Histograms are added, percentiles never averaged.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from echopair.measure.document import Document
 from echopair.measure.histogram import Histogram
 from echopair.measure.tally import Tally
 
-AHEAD = 0.02  # seconds; from the word to begin to the beginning, for it has to reach every process
-GRACE = 2.0  # seconds that a worker may take beyond what it was to take
-TOLD = 0.25  # seconds from one word on how far a process is to the next
-PATIENCE = 10  # intervals; a process that is so far behind the others holds up no more of them
+AHEAD = 0.02  # seconds from the message to begin to the beginning: it must reach every process
+GRACE = 2.0  # seconds that a worker may be late
+TOLD = 0.25  # seconds between two reports of progress
+PATIENCE = 10  # intervals; the others do not wait for a process that is further behind
 LENGTH = 8  # bytes before each message between processes: how long it is
 
 Interval = tuple[float, Document, Histogram]  # when it ended, its figures, its response times
@@ -59,7 +59,7 @@ def tell(connection: Connection, name: str, *arguments: object) -> None:
 
 
 class Reporter(Messages, Watcher):
-    """The end of a process that has a share of the load: tells what becomes of it, and begins and stops when told."""
+    """A process's end: runs its share of the load, reports to the parent, begins and stops on its messages."""
 
     def __init__(self, loop: EventLoop, sock: socket.socket, addresses: Sequence[Address], plan: Plan) -> None:
         self._loop = loop
@@ -82,7 +82,7 @@ class Reporter(Messages, Watcher):
         self._load.stop()
 
     def connection_lost(self, connection: Connection, error: Exception | None) -> None:  # noqa: ARG002 - of Handler
-        """End: all is told, or there is nobody to be told."""
+        """End: everything is reported, or the parent is gone."""
         self._timer.cancel()
         self._loop.stop()
 
@@ -120,7 +120,7 @@ class Reporter(Messages, Watcher):
         self._parent.send_eof()
 
     def _tick(self) -> None:
-        self._timer = self._loop.call_later(TOLD, self._tick)  # the one place that sets it: none is lost uncancelled
+        self._timer = self._loop.call_later(TOLD, self._tick)  # set only here, so that no timer is left uncancelled
         self._tell_progress()
 
     def _tell_progress(self) -> None:
@@ -129,7 +129,7 @@ class Reporter(Messages, Watcher):
 
 @dataclass(slots=True, eq=False)
 class Worker(Messages):
-    """The parent's end of a process, and what that process has told so far."""
+    """The parent's end of a process, and what that process has reported so far."""
 
     number: int
     process: int
@@ -148,7 +148,7 @@ class Worker(Messages):
     times: Histogram = field(default_factory=Histogram)  # of its intervals, as are the bytes; all we know if it dies
     bytes_received: int = 0
     failures: list[Failure] = field(default_factory=list)
-    intervals: deque[Interval] = field(default_factory=deque)  # that others have yet to tell of
+    intervals: deque[Interval] = field(default_factory=deque)  # not yet reported by all others
 
     def on_ready(self, established: bool) -> None:
         """Wait for the others."""
@@ -156,16 +156,16 @@ class Worker(Messages):
         self.owner.settle()
 
     def on_begun(self, at: float) -> None:
-        """Know when."""
+        """Note when the process began to measure."""
         self.began_at = self.ends_at = at
         self.owner.begun(at)
 
     def on_progress(self, connected: int, echoed: int) -> None:
-        """Know how far it is."""
+        """Note the progress of the process."""
         self.connected, self.echoed = connected, echoed
 
     def on_interval(self, interval: Document, times: Histogram) -> None:
-        """Keep the figures until every process has told its own."""
+        """Keep the figures until every process has reported."""
         self.ends_at = self.began_at + interval["at_s"]
         self.intervals.append((self.ends_at, interval, times))
         self.times.merge(times)
@@ -178,7 +178,7 @@ class Worker(Messages):
         self.owner.failed(failure)
 
     def on_over(self) -> None:
-        """Know that it sends nothing more."""
+        """Pass on that the process begins no more messages."""
         self.owner.over()
 
     def on_done(self, tally: Tally, ends_at: float, generator: Document) -> None:
@@ -189,13 +189,13 @@ class Worker(Messages):
         self.owner.settle()
 
     def connection_lost(self, connection: Connection, error: Exception | None) -> None:  # noqa: ARG002 - of Handler
-        """Take leave of the process; one that has not told its result has died."""
+        """Reap the process; without a result it has died."""
         if not self.gone:
             self.reap()
             self.owner.settle()
 
     def reap(self) -> None:
-        """Know how the process has ended; of one that has not told its result, what is known is its intervals."""
+        """Find out how the process ended; without a result only its intervals are known."""
         self.settled = self.gone = True
         status = os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
         if self.tally:
@@ -214,7 +214,7 @@ class Worker(Messages):
 
 
 class SharedLoad:
-    """`plan` in `plan.workers` processes; otherwise a Load, which see."""
+    """Runs `plan` in `plan.workers` processes. Same interface as Load."""
 
     def __init__(self, loop: EventLoop, addresses: Sequence[Address], plan: Plan, watcher: Watcher) -> None:
         self.plan = plan
@@ -240,7 +240,7 @@ class SharedLoad:
             raise
 
     def _start(self, addresses: Sequence[Address], plan: Plan) -> None:
-        """Start a process with a share of the load. Raises OSError where the system refuses one."""
+        """Start a process with a share of the load. Raises OSError if the system refuses it."""
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -294,7 +294,7 @@ class SharedLoad:
         self._kill_after(GRACE)
 
     def close(self) -> None:
-        """End what is left, at once, and tell of what is known."""
+        """End what is left at once, and report what is known."""
         for timer in self._deadlines:
             timer.cancel()
         for worker in self._workers:
@@ -319,7 +319,7 @@ class SharedLoad:
             self._finish()
 
     def begun(self, at: float) -> None:
-        """Know that a process measures from this moment on."""
+        """Note that a process measures from now on."""
         first = self.began_at is None
         self.began_at = min(at, self.began_at or at)
         if first:
@@ -334,13 +334,13 @@ class SharedLoad:
         self._watcher.load_failed(failure)
 
     def over(self) -> None:
-        """Know that a process begins no more messages."""
+        """Note that a process begins no more messages."""
         self.stage = "finishing"
 
     def add_intervals(self) -> None:
-        """End an interval that every process has told of, as far as it is still there to tell.
+        """End an interval that every live process has reported.
 
-        It ends when the last of theirs does, and takes in all of theirs that ended by then.
+        It ends when the last of their intervals does, and includes all that ended by then.
         """
         while waiting := [worker.intervals for worker in self._workers if worker.intervals]:
             told = all(worker.intervals or worker.done or worker.gone for worker in self._workers)
@@ -357,12 +357,12 @@ class SharedLoad:
 
     def _end_interval(self, at: float, connections: int) -> None:
         assert self.began_at is not None  # noqa: S101 - intervals are of what is measured
-        at = max(at - self.began_at, self.tally.interval_from)  # what comes too late is counted where we are
+        at = max(at - self.began_at, self.tally.interval_from)  # a late one counts in the current interval
         ended = self.tally.end_interval(at, self._bytes_received, connections)
         self._watcher.interval_ended(ended)
 
     def _kill_after(self, seconds: float) -> None:
-        """End workers that have not ended in so long a time: they were stopped, or hang."""
+        """End workers that have not ended after `seconds`: they are stopped, or hang."""
 
         def kill() -> None:
             for worker in self._workers:
@@ -378,7 +378,7 @@ class SharedLoad:
             self._end_interval(self.began_at + self.seconds, 0)  # of a process that died last
         live, self.tally = self.tally, Tally(open_loop=self.plan.rate is not None)
         for worker in self._workers:
-            assert worker.tally is not None  # noqa: S101 - it has told one, or got one when it died
+            assert worker.tally is not None  # noqa: S101 - it has reported one, or got one when it died
             self.tally.add(worker.tally)
         died = live.errors.get(("worker", "died"))
         if died:

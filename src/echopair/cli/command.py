@@ -34,10 +34,10 @@ log = logging.getLogger(__name__)
 
 
 class Output:
-    """Standard output, for lines of text; when it takes no more, `failed` is called, once, and the rest is dropped.
+    """Standard output, for lines of text. When writing fails, `failed` is called once, and the rest is dropped.
 
-    It writes bytes to the descriptor and counts what that takes. Python's own stream loses what a
-    non-blocking descriptor has no room for, and with PYTHONUNBUFFERED it does so without an error.
+    It writes bytes to the descriptor and counts how many were taken. Python's own stream loses what a
+    non-blocking descriptor has no room for, with PYTHONUNBUFFERED even without an error.
     """
 
     def __init__(self, stream: TextIO | None) -> None:  # None where the shell says >&-
@@ -61,7 +61,7 @@ class Output:
         self.flush()
 
     def event(self, text: str) -> None:
-        """Print one line; if there is no room it waits for the next one, and beyond MAX_WAITING bytes, the caller."""
+        """Print one line. Without room the line waits for the next call; beyond MAX_WAITING bytes the caller waits."""
         self._add(text + "\n")
         if self._descriptor is not None and len(self._waiting) <= MAX_WAITING:
             self._writer = self._writer or Writer(self._descriptor)
@@ -70,11 +70,11 @@ class Output:
             self.flush()
 
     def flush(self) -> None:
-        """Write all that waits, however long the reader takes."""
+        """Write all that waits, as long as the reader takes."""
         self._write(self._write_or_wait)
 
     def close(self) -> None:
-        """Give back what was opened."""
+        """Close what was opened."""
         if self._writer:
             self._writer.close()
 
@@ -129,7 +129,7 @@ def run(name: str, body: Callable[[Sequence[str] | None, Output], int], argv: Se
 
 
 def complain(name: str, message: str, status: int) -> int:
-    """Say what is wrong, in one line on standard error, and return `status`; a reader has PATIENCE to make room."""
+    """Say what is wrong in one line on standard error, waiting up to PATIENCE for room, and return `status`."""
     aside = Aside()
     aside.write(f"{name}: {message}\n", PATIENCE)
     aside.close()
@@ -152,7 +152,7 @@ def raise_descriptor_limit() -> float:
 
 
 def configure_logging(level: int) -> None:
-    """Log to standard error, one line an event, from `level` on."""
+    """Log to standard error, one line per event, from `level` on."""
     handler = AsideHandler()
     handler.setFormatter(LineFormatter(colour=bool(sys.stderr) and wants_colour(sys.stderr)))
     handler.addFilter(LineLimit(LINES_PER_SECOND, time.monotonic))
@@ -161,7 +161,7 @@ def configure_logging(level: int) -> None:
 
 
 class AsideHandler(logging.Handler):
-    """Writes lines to standard error; what that does not take at once is left out, and counted in the next line."""
+    """Writes lines to standard error; a line that is not taken at once is left out, and counted in the next one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -229,7 +229,7 @@ class LineLimit(logging.Filter):
 
 
 def columns(descriptor: int) -> int:
-    """Return how wide the terminal at `descriptor` is; 80 where there is none. COLUMNS says otherwise (environ(7))."""
+    """Return how wide the terminal at `descriptor` is; 80 if there is none. COLUMNS overrides both (environ(7))."""
     try:
         return int(os.environ["COLUMNS"])
     except (KeyError, ValueError):
@@ -253,7 +253,7 @@ def _point_at_null(descriptor: int) -> None:
 
 
 def _open_standard_streams() -> None:
-    """Point closed standard streams at the null device, lest a socket take their descriptor and get our prints."""
+    """Point closed standard streams at the null device, so that no socket gets their descriptor and our output."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

@@ -34,7 +34,7 @@ class Talk(Session):
         """Begin, on a connection just made."""
         failed = f" ({tell_attempts(self.failed_attempts)})" if self.failed_attempts else ""
         self.show("connected", f"to {connection.peer}{failed}")
-        Session.start(self, connection)  # super() does not know a class that slots made anew
+        Session.start(self, connection)  # super() fails in a dataclass with slots
 
     def send_piece(self, connection: Connection, piece: bytes) -> None:
         """Send one message."""
@@ -73,7 +73,7 @@ def converse(args: argparse.Namespace, output: Output) -> int:
         )
         for number in range(1, args.conns + 1)
     ]
-    with EventLoop() as loop:  # a signal means what the loop makes of it until all is written
+    with EventLoop() as loop:  # the loop handles signals until all is written
         status, line = _run(loop, args, output, sessions)
         output.line(line, flush=True)
     return status

@@ -1,4 +1,4 @@
-"""Processes: how many a command may be, how each is made, which signals end them, and how each ended."""
+"""Processes: how many a command may start, how to start one, which signals end it, and how it ended."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def workers(text: str) -> int:
 
 
 def processors(root: str = "/") -> int:
-    """Return how many processors this process may use: those it may run on, or what its cgroups grant, rounded up."""
+    """Return how many processors this process may use, by its affinity mask and its cgroups' quota (rounded up)."""
     runs_on = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(math.ceil(min(runs_on, _quota(root))), 1)
 
@@ -41,7 +41,7 @@ def processors(root: str = "/") -> int:
 def _quota(root: str) -> float:
     """Return the least quota, in processors, of this process's cgroups and those above them (cgroups(7)).
 
-    A container may see its own cgroup at the top and a path from outside, so what is missing on the way is skipped.
+    A container may see its own cgroup at the top, but its path as from outside, so missing directories are skipped.
     """
     try:
         with open(os.path.join(root, "proc/self/cgroup")) as file:
@@ -73,7 +73,7 @@ def _words(path: str) -> list[str]:
 
 
 def share(total: int, number: int, workers: int) -> int:
-    """Return the part of `total` that falls to worker `number`, from 0, of `workers`."""
+    """Return the share of `total` of worker `number`, from 0, of `workers`."""
     return total // workers + (number < total % workers)
 
 
@@ -89,7 +89,7 @@ def check_possible() -> None:
 
 
 def heed(loop: EventLoop, callback: Callable[[], object]) -> None:
-    """Run `callback()` in the loop on each signal that ends a command; not on a SIGHUP that nohup(1) has it ignore."""
+    """Run `callback()` in the loop on each signal that ends a command; not on SIGHUP under nohup(1)."""
     for signum in ENDINGS:
         if not (signum == SIGHUP and loop.ignores(signum)):
             loop.add_signal_handler(signum, callback)
@@ -98,15 +98,15 @@ def heed(loop: EventLoop, callback: Callable[[], object]) -> None:
 def spawn(loop: EventLoop, name: str, body: Callable[[], int]) -> int:
     """Run `body()` in a child process, which closes its copy of `loop`; return the child's id.
 
-    What `body` returns is the child's exit status. A terminal or a supervisor sends the signals that end a command to
-    the whole process group, and the parent is the one to act on them: they are blocked before the child exists, and in
-    it for good. Raises OSError that names fork and the remedy (fork(2)).
+    The return value of `body` is the child's exit status. A terminal or a supervisor sends the signals that end a
+    command to the whole process group, but only the parent acts on them: they are blocked before the child exists, and
+    stay blocked in the child. Raises OSError that names fork and the remedy (fork(2)).
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
     try:
         process = os.fork()
         if process == 0:
-            os._exit(_be(loop, name, body))  # pragma: no cover - tracing begins anew with the next call
+            os._exit(_be(loop, name, body))  # pragma: no cover - tracing begins again with the next call
     except OSError as error:
         remedy = REMEDIES.get(error.errno or 0, "use fewer --workers")
         raise OSError(error.errno, f"cannot fork {name}: {os.strerror(error.errno or 0)} ({remedy})") from None

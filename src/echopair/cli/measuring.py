@@ -1,4 +1,4 @@
-"""A measured run of the client: the load, what is told while it goes on, and its result."""
+"""A measured run of the client: the load, its progress, and its result."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ log = logging.getLogger(__name__)
 
 
 def measure(args: argparse.Namespace, output: Output) -> int:
-    """Run the load that was asked for, tell its result, and return the exit status."""
+    """Run the load, report its result, and return the exit status."""
     results = Results(args, output)
     if args.rate is not None:
         sharpen_timers()
-    with EventLoop() as loop:  # a signal means what the loop makes of it until all is written
+    with EventLoop() as loop:  # the loop handles signals until all is written
         run = Run(loop, args, output)
         output.failed = run.stop
         try:
@@ -58,11 +58,11 @@ def sharpen_timers() -> None:
         with open("/proc/self/timerslack_ns", "w") as file:
             file.write("1")
     except OSError:
-        pass  # not Linux, or not allowed: the schedule lag will tell
+        pass  # not Linux, or not allowed: the schedule lag will show it
 
 
 class Run(Watcher):
-    """One load, watched: what it tells is passed on, and its result document made at the end."""
+    """Watches one load: passes on its reports, and makes the result document at the end."""
 
     def __init__(self, loop: EventLoop, args: argparse.Namespace, output: Output) -> None:
         self.reach = Reach(loop, args)
@@ -139,7 +139,7 @@ class Run(Watcher):
         self.reach.done()
 
     def document(self) -> Document:
-        """Return the result document, but for the thresholds and what they make of the exit status."""
+        """Return the result document, without the thresholds and their effect on the exit status."""
         seconds = round(self._load.seconds, 6) if self._load else 0.0
         return {
             "schema_version": 1,

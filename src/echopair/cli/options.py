@@ -38,11 +38,11 @@ NOT_YET = {"-u": "UDP", "--udp": "UDP", "-U": "Unix sockets", "--unix": "Unix so
 
 
 class UsageError(Exception):
-    """What the user wrote makes no sense; says which part, and what would."""
+    """A mistake on the command line; says which part is wrong, and what to write instead."""
 
 
 class Answer(Exception):  # noqa: N818 - it is no error
-    """What the user asked to be shown instead of the command's work: the help, the version."""
+    """The help or the version, which the user asked for; the command does nothing else."""
 
 
 def size(least: int = 0) -> Callable[[str], int]:
@@ -63,7 +63,7 @@ def duration(least: float = 0) -> Callable[[str], float]:
 
 
 def rate() -> Callable[[str], float]:
-    """Return a reader of rates: so many a second, or with k or m (1000)."""
+    """Return a reader of rates: a number a second, or with k or m (1000)."""
     return _quantity("a rate", COUNT_UNITS, "a number a second, or with k, m (1000), like 20k", 0.001, whole=False)
 
 
@@ -73,7 +73,7 @@ def percentiles(text: str) -> tuple[str, ...]:
     for percent in written:
         if not re.fullmatch(r"100|[0-9]{1,2}(\.[0-9]{1,9})?", percent, re.ASCII) or not float(percent):
             raise argparse.ArgumentTypeError(
-                f"{text!r} is no list of percentiles, which are above 0 and at most 100: give it like 50,90,99.9"
+                f"{text!r} is not a list of percentiles (above 0, up to 100): give it like 50,90,99.9"
             )
     return tuple(sorted(written, key=float))
 
@@ -121,9 +121,9 @@ def host(text: str) -> str:
     bare = text.count(":") > 1 and re.fullmatch(r"[0-9a-f:.]+(%.+)?", text, re.IGNORECASE)
     name, port = split_host_port(f"[{text}]" if bare else text)
     if port is not None:
-        raise ValueError(f"{text!r} is a host and a port: the port goes into --port")
+        raise ValueError(f"{text!r} is a host and a port: give the port with --port")
     if not name:
-        raise ValueError("a host has a name or an address; this one is empty")
+        raise ValueError("the host is empty: give a name or an address")
     return name
 
 
@@ -149,13 +149,13 @@ def _quantity(what: str, units: Mapping[str, float], advice: str, least: float, 
             raise ValueError(f"{text!r} is not {what}: give {advice}")
         value = float(number) * spelled[unit]
         if value > MOST and units is not DURATION_UNITS:
-            raise ValueError(f"{reprlib.repr(text)} is too large: the most is {MOST:,}")
+            raise ValueError(f"{reprlib.repr(text)} is too large: give at most {MOST:,}")
         if whole:  # in integers, for a float has but 53 bits
             value, rest = divmod(int(integer + fraction) * spelled[unit], 10 ** len(fraction))
             if rest:
                 raise ValueError(f"{text!r} is not a whole number")
         if value < least:
-            raise ValueError(f"{text!r} is too small: the least is {least:g}")
+            raise ValueError(f"{text!r} is too small: give at least {least:g}")
         return value
 
     return checked(read)
@@ -184,7 +184,7 @@ def delays(text: str) -> tuple[tuple[float, float], ...]:
         except argparse.ArgumentTypeError as error:
             raise ValueError(str(error)) from None
         except ValueError:
-            raise ValueError(f"{part!r} is no delay: give a duration and per cent, like 5ms:90") from None
+            raise ValueError(f"{part!r} is not a delay: give a duration and per cent, like 5ms:90") from None
     if not (sum(share for _, share in found) == 100 and all(share >= 0 for _, share in found)):
         raise ValueError(f"{text!r} does not add up to 100 %: say how often each delay is, like 5ms:90,200ms:10")
     if any(seconds == float("inf") for seconds, _ in found):
@@ -198,7 +198,7 @@ class Collect(argparse.Action):
     def __call__(
         self, _parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _option: str | None = None
     ) -> None:
-        """Add one value, or each of a list."""
+        """Add one value, or each value of a list."""
         before = getattr(namespace, self.dest)
         added = values if isinstance(values, list) else [values]
         setattr(namespace, self.dest, added if before is self.default else [*before, *added])
@@ -231,12 +231,12 @@ class Parser(argparse.ArgumentParser):
     """A parser for one command that raises UsageError instead of exiting, and reads the environment too."""
 
     def __init__(self, prog: str, description: str, examples: str, habits: Mapping[str, str]) -> None:
-        """Make one; `habits` has an answer for each option of other programs that people try."""
+        """Make a parser; `habits` has an answer for each option of other programs that people try."""
         variable = prog.upper().replace("-", "_")
         super().__init__(
             prog=prog,
             description=description,
-            epilog=f"{examples}\n\nEvery option can be set by environment, --port by {variable}_PORT and so on;\n"
+            epilog=f"{examples}\n\nEvery option has an environment variable, such as {variable}_PORT for --port;\n"
             "the command line wins. Sizes take K M G (1024), counts k m (1000), durations\n"
             "us ms s m h or never.",
             formatter_class=Help,
@@ -244,9 +244,11 @@ class Parser(argparse.ArgumentParser):
             add_help=False,
         )
         self._variable = variable
-        self._habits = {option: f"{prog} speaks plain TCP only so far, not {what}" for option, what in NOT_YET.items()}
+        self._habits = {
+            option: f"{prog} supports only plain TCP so far, not {what}" for option, what in NOT_YET.items()
+        }
         self._habits |= habits
-        self._set: dict[str, tuple[str, Any]] = {}  # by destination: the variable that sets it, and to what
+        self._set: dict[str, tuple[str, Any]] = {}  # by destination: the variable and its value
 
     def parse(
         self,
@@ -256,11 +258,13 @@ class Parser(argparse.ArgumentParser):
     ) -> argparse.Namespace:
         """Return the options' values; raises UsageError.
 
-        `settle` may set options by what the command line says in other ways; the environment does not matter then.
+        `settle` may set options from other arguments; for these options the environment does not matter.
         """
         about = self.add_argument_group("about")
-        about.add_argument("-h", "--help", action="help", help="show this and exit")
-        about.add_argument("--version", action="version", version=f"{self.prog} {__version__}", help="show it and exit")
+        about.add_argument("-h", "--help", action="help", help="show this help and exit")
+        about.add_argument(
+            "--version", action="version", version=f"{self.prog} {__version__}", help="show the version and exit"
+        )
         self._take_defaults_from(environ)
         mixed = self._get_positional_actions()  # without any there is nothing to mix, and half the work
         namespace, unknown = self.parse_known_intermixed_args(argv) if mixed else self.parse_known_args(argv)
@@ -283,7 +287,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message.removeprefix("argument "))
 
     def _print_message(self, message: str, file: object = None) -> NoReturn:  # noqa: ARG002 - argparse has it
-        """Raise Answer: argparse itself would print to a stream that may lose a part of it."""
+        """Raise Answer: argparse would print to a stream that may lose a part of the text."""
         raise Answer(message)
 
     def _take_defaults_from(self, environ: Mapping[str, str]) -> None:
@@ -307,16 +311,16 @@ class Parser(argparse.ArgumentParser):
             return action.const if text.lower() in TRUE else self.get_default(action.dest)
         value = action.type(text) if callable(action.type) else text
         if action.choices is not None and value not in action.choices:
-            raise ValueError(f"{text!r} is none of {', '.join(map(str, action.choices))}")
+            raise ValueError(f"{text!r} is not one of {', '.join(map(str, action.choices))}")
         several = isinstance(action, Collect) or action.nargs == "+"
         return [value] if several and not isinstance(value, list) else value
 
     def _unknown(self, argument: str) -> str:
         if not argument.startswith("-") or argument == "-":
-            hint = "; a port goes into --port" if argument.isdigit() else ""
+            hint = ": give a port with --port" if argument.isdigit() else ""
             return f"unexpected argument {argument!r}{hint}"
         written = argument.partition("=")[0]
-        if not written.startswith("--"):  # such a name is too short to guess what is meant
+        if not written.startswith("--"):  # too short to guess what is meant
             written = written.rstrip("0123456789")
         if written in self._habits:
             return f"{written}: {self._habits[written]}"

@@ -19,7 +19,7 @@ from echopair.server.echo import EchoServer
 
 RESOLVE_RETRY_DELAY = 0.2  # seconds
 PROBE = b"\n"  # line-based services answer it, too
-PATIENCE = 1.0  # seconds for the echo of a first probe; each further one that is lost gets twice as long
+PATIENCE = 1.0  # seconds to wait for the echo of the first probe; doubled after each lost one
 
 
 def target(args: argparse.Namespace) -> str:
@@ -29,7 +29,7 @@ def target(args: argparse.Namespace) -> str:
 
 @dataclass(slots=True, eq=False)
 class Probe(Session):
-    """Sends a byte and ends with the first that comes back, right or wrong: the run will judge it."""
+    """Sends a byte and ends when the first one comes back, right or wrong: the run will judge the service."""
 
     answered: bool = False
 
@@ -42,10 +42,10 @@ class Probe(Session):
 class Reach:
     """Runs a client on `loop` once the server's addresses are known, and ends it on SIGINT, SIGTERM and SIGHUP.
 
-    `begin(addresses)` starts the client, `stop()` ends it early, and whoever runs it calls `done()` at its end. Before
-    that, for as long as `--wait` lasts, a name that does not resolve is tried again, and so is a probe: a connection
-    that sends one byte and waits for it to come back. That a connection is made proves nothing, as proxies accept
-    connections for services that are not up.
+    `begin(addresses)` starts the client, `stop()` ends it early, and the owner calls `done()` at its end. Before that,
+    while `--wait` lasts, it retries to resolve the name, and then to get an answer to a probe: a connection that sends
+    one byte and waits for it to come back. A connection alone proves nothing, because proxies accept connections for
+    services that are not up.
     """
 
     def __init__(self, loop: EventLoop, args: argparse.Namespace) -> None:
@@ -79,7 +79,7 @@ class Reach:
         self.loop.stop()
 
     def done(self) -> None:
-        """End the run; from here on a signal changes nothing but how long the rest takes."""
+        """End the run; a further signal only shortens the rest."""
         self._over = True
         self.loop.stop()
 
@@ -110,7 +110,7 @@ class Reach:
         self.loop.wakeup()
 
     def _await(self, addresses: list[Address]) -> None:
-        """Return once the server answers a probe, the time to wait for that is over, or the run is given up."""
+        """Return when the server answers a probe, the time of --wait is over, or the run is given up."""
         patience = PATIENCE
         while not self._given_up and (left := self._until - self.loop.clock()) > 0:
             probe = Probe(1, iter([PROBE]))

@@ -30,12 +30,12 @@ from echopair.measure.document import Document, loaded
 from echopair.measure.verdict import GOOD, verdict
 from echopair.text import reason
 
-LARGEST = 1e30  # in a document; nanoseconds of a histogram's sum come up to 1e27 or so
-THRESHOLD = 99  # exit status: a --fail-if held
+LARGEST = 1e30  # in a document; the sum of a histogram, in nanoseconds, comes up to about 1e27
+THRESHOLD = 99  # exit status: a --fail-if condition was met
 
 
 class ResultFile:
-    """A file to be written at the end of a run, but opened at its start, lest a long run be in vain."""
+    """A file that is written at the end of a run, but opened at its start, so that no long run is wasted."""
 
     def __init__(self, option: str, path: str) -> None:
         self._path = path
@@ -45,7 +45,7 @@ class ResultFile:
             raise UsageError(f"{option}: cannot write {path}: {reason(error)}") from None
 
     def write(self, text: str) -> int:
-        """Replace what the file holds, and return the exit status of that."""
+        """Replace the contents of the file, and return the exit status of that."""
         data = memoryview(text.encode("utf-8", "backslashreplace"))
         try:
             with self._file as file:
@@ -64,9 +64,9 @@ Format = Callable[[Document], str]
 def destinations(
     formats: Iterable[tuple[str, str | None, Format]],
 ) -> tuple[list[tuple[ResultFile, Format]], Format | None]:
-    """Return the files to write, opened, each with its format; and the format that `-` asks for, if one does.
+    """Open the files to write; return them with their formats, and the format for `-`, if an option has it.
 
-    `formats` are options, each with its path, if it was given, and its format. Raises UsageError.
+    `formats` are options, each with its path (None if not given) and its format. Raises UsageError.
     """
     asked = [(option, path, text) for option, path, text in formats if path is not None]
     files = [(ResultFile(option, path), text) for option, path, text in asked if path != "-"]
@@ -74,7 +74,7 @@ def destinations(
 
 
 class Results:
-    """What is to be told of a run, and to whom. Raises UsageError for files that cannot be written."""
+    """Where the result of a run goes, and in which formats. Raises UsageError for files that cannot be written."""
 
     def __init__(self, args: argparse.Namespace, output: Output) -> None:
         self._args = args
@@ -110,7 +110,7 @@ class Results:
 
 
 def merge_files(args: argparse.Namespace, output: Output) -> int:
-    """Tell the sum of the results in the files that --merge names, and return the exit status."""
+    """Report the sum of the results in the files that --merge names, and return the exit status."""
     from echopair.measure.merge import caveats, merge
 
     documents = []
@@ -125,7 +125,7 @@ def merge_files(args: argparse.Namespace, output: Output) -> int:
             return complain("echo-client", f"{path} is not a result of echo-client: {error}", USAGE)
     for path, document in zip(args.merge, documents, strict=True):
         if documents.count(document) > 1:
-            return complain("echo-client", f"{path} is there twice: a run can be counted but once", USAGE)
+            return complain("echo-client", f"{path} holds a run that is listed twice: leave one out", USAGE)
     try:
         document = merge(documents, args.merge)
     except ValueError as error:
@@ -134,17 +134,17 @@ def merge_files(args: argparse.Namespace, output: Output) -> int:
         complain("echo-client", caveat, OK)
     results = Results(args, output)
     with EventLoop() as loop:
-        for signum in ENDINGS:  # what is begun is written whole; a second signal, later, ends a write that hangs
+        for signum in ENDINGS:  # a report that is begun is written whole; a second signal ends a write that hangs
             loop.add_signal_handler(signum, loop.stop)
         return results.tell(document)
 
 
 def _bounded(read: Callable[[str], float]) -> Callable[[str], float]:
-    """Return `read` for numbers that can be added and divided: not NaN, and far from what a float holds."""
+    """Return `read`, limited to numbers that can be added and divided: not NaN, and far below a float's maximum."""
 
     def number(text: str) -> float:
         if not abs(float(text)) < LARGEST:
-            raise ValueError(f"{reprlib.repr(text)} is beyond all figures")
+            raise ValueError(f"{reprlib.repr(text)} is not a number, or too large")
         return read(text)
 
     return number

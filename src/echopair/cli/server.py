@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 examples:
   echo-server                              localhost, port 12345
-  echo-server --port 0                     any free port; the first line says it
+  echo-server --port 0                     a free port, shown in the first line
   echo-server --host 0.0.0.0 --host :: -q  every interface; log problems only"""
 
-HABITS = {  # of those who know nc or iperf
-    "-k": "echo-server serves until it is stopped; leave -k out",
-    "-l": "echo-server always listens; leave -l out",
-    "-t": "time limits are --idle-timeout and --drain-timeout",
+HABITS = {  # options that users of nc and iperf try
+    "-k": "echo-server serves until it is stopped: leave out -k",
+    "-l": "echo-server always listens: leave out -l",
+    "-t": "use --idle-timeout or --drain-timeout for a time limit",
     "-z": "echo-server only listens; echo-client connects",
 }
 GRACE = 5.0  # seconds beyond the drain timeout that a worker may take
@@ -102,7 +102,7 @@ def _work(
     lifeline: int,
     turn: Callable[[int], int],
 ) -> int:
-    """Be worker `number`: serve a share of `--max-conns` until the lifeline says to end, or ends itself."""
+    """Be worker `number`: serve a share of `--max-conns` until the parent orders an end, or is gone."""
     if args.max_conns is not None:
         args.max_conns = share(args.max_conns, number, args.workers)
     with EventLoop() as loop:
@@ -193,7 +193,7 @@ class Stop:
 
     @property
     def status(self) -> int:
-        """The exit status: whether all that was owed could be sent."""
+        """The exit status: OK unless the drain dropped bytes."""
         return FAILED if self._drain and self._drain.lost else OK
 
     def __call__(self) -> None:
@@ -208,57 +208,63 @@ class Stop:
         if self._drain:
             return
         if self._server.connections:
-            log.info("stopping once %s got what is owed", count(len(self._server.connections), "connection"))
+            log.info("draining %s, then stopping", count(len(self._server.connections), "connection"))
         self._drain = self._begin()
 
 
 def _parser() -> options.Parser:
     # fmt: off
     parser = options.Parser(
-        "echo-server", "Send back every byte that comes in, to the one who sent it (RFC 862).", EXAMPLES, HABITS
+        "echo-server", "Send every byte back to the peer that sent it (RFC 862).", EXAMPLES, HABITS
     )
     group = parser.add_argument_group("where to listen")
     add = group.add_argument
     add("--host", action=options.Collect, type=options.each(options.host), default=["localhost"],
-        help="every address that HOST has; may be repeated")
-    add("-p", "--port", type=options.checked(parse_port), default=12345, help="0 is any free one, the same for all")
+        help="listen on every address of HOST; may be repeated")
+    add("-p", "--port", type=options.checked(parse_port), default=12345,
+        help="0: any free port, the same for all addresses")
     options.add_family(group)
-    add("--backlog", metavar="N", type=options.count(1), help="length of the listen queue (default: the system's most)")
+    add("--backlog", metavar="N", type=options.count(1),
+        help="length of the listen queue (default: the system's maximum)")
 
     add("--workers", metavar="N", type=options.checked(workers), default=1,
-        help="processes that share the port and --max-conns; auto: one a processor")
+        help="run N processes, which share the port and --max-conns; auto: one per processor")
 
     add = parser.add_argument_group("limits").add_argument
     add("--max-conns", metavar="N", type=options.count(1),
-        help="connections at once; the excess waits in the listen queue (default: what descriptors allow)")
+        help="serve up to N connections at once; others wait in the listen queue "
+             "(default: as many as descriptors allow)")
     add("--max-buffer", metavar="BYTES", type=options.size(1), default="256K",
-        help="owed to one peer before reading from it pauses")
-    add("--no-zero-copy", action="store_true", help="copy large messages through the process, as small ones are")
-    add("--idle-timeout", metavar="S", type=options.duration(0.001), help="end silent connections (default: never)")
+        help="stop reading from a peer while BYTES wait to be echoed to it")
+    add("--no-zero-copy", action="store_true", help="copy large messages through the process, like small ones")
+    add("--idle-timeout", metavar="S", type=options.duration(0.001),
+        help="end a connection after S without a byte (default: never)")
     add("--keepalive", metavar="S", type=options.duration(1), default="60s",
-        help="probe peers that are silent for S; one that vanished is noticed after twice that")
+        help="probe a peer after S of silence; a vanished peer is noticed after about twice S")
     add("--drain-timeout", metavar="S", type=options.duration(), default="5s",
-        help="how long SIGTERM, SIGINT and SIGHUP wait for what is owed")
+        help="after SIGTERM, SIGINT or SIGHUP, wait up to S until every received byte is echoed")
 
     add = parser.add_argument_group("misbehave on request, to test clients").add_argument
     add("--delay", metavar="LIST", type=options.delays,
-        help="hold back what comes in: 20ms, or 5ms:90,200ms:10 (per cent)")
-    add("--throttle", metavar="BYTES", type=options.size(1), help="echo at most so much a second on each connection")
+        help="delay the echo: by 20ms, or 5ms:90,200ms:10 (90 %% by 5 ms, 10 %% by 200 ms)")
+    add("--throttle", metavar="BYTES", type=options.size(1), help="limit each connection to BYTES per second")
     add("--chunk", metavar="N", type=options.size(1), help="send at most N bytes at a time")
-    add("--corrupt-rate", metavar="P", type=options.probability, help="flip a bit of so many of the bytes")
-    add("--drop-rate", metavar="P", type=options.probability, help="lose so many of the bytes")
-    add("--duplicate-rate", metavar="P", type=options.probability, help="send so many of the bytes twice")
-    add("--reset-after", metavar="BYTES", type=options.size(0), help="reset a connection that was echoed so much")
-    add("--close-after", metavar="BYTES", type=options.size(0), help="close it")
-    add("--stall-after", metavar="BYTES", type=options.size(0), help="go silent on it")
-    add("--accept-delay", metavar="S", type=options.duration(), help="leave new connections waiting so long")
+    add("--corrupt-rate", metavar="P", type=options.probability,
+        help="flip a bit in this share of the bytes: 0.001 or 0.1%%")
+    add("--drop-rate", metavar="P", type=options.probability, help="lose this share of the bytes")
+    add("--duplicate-rate", metavar="P", type=options.probability, help="send this share of the bytes twice")
+    add("--reset-after", metavar="BYTES", type=options.size(0), help="reset a connection after echoing BYTES")
+    add("--close-after", metavar="BYTES", type=options.size(0), help="close a connection after echoing BYTES")
+    add("--stall-after", metavar="BYTES", type=options.size(0), help="stop answering after echoing BYTES")
+    add("--accept-delay", metavar="S", type=options.duration(),
+        help="accept each connection S late (never: accept none)")
     add("--no-half-close", action="store_true",
-        help="close at EOF, and lose what is owed, up to 8 MiB of it, as the tutorials do")
-    add("--fault-seed", metavar="N", type=options.count(), help="chance that repeats (default: at random, and logged)")
+        help="close at EOF and lose up to 8 MiB not yet echoed, as the tutorials do")
+    add("--fault-seed", metavar="N", type=options.count(), help="seed of the random faults (default: random, logged)")
 
     add = parser.add_argument_group("what to log, on standard error").add_mutually_exclusive_group().add_argument
     add("-v", "--verbose", dest="log_level", action="store_const", const=logging.DEBUG, default=logging.INFO,
-        help="the payloads too, escaped and cut")
-    add("-q", "--quiet", dest="log_level", action="store_const", const=logging.WARNING, help="problems only")
+        help="log payloads too, escaped and cut")
+    add("-q", "--quiet", dest="log_level", action="store_const", const=logging.WARNING, help="log problems only")
     # fmt: on
     return parser

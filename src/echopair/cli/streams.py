@@ -1,4 +1,4 @@
-"""Standard output and standard error as descriptors: how to write without waiting, whatever is behind them."""
+"""Standard output and standard error as descriptors: how to write to any kind of file without waiting."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PIPE_BUF = getattr(select, "PIPE_BUF", 512)  # bytes; POSIX grants 512, Windows 
 
 
 def descriptor_of(stream: TextIO) -> int | None:
-    """Return the descriptor to write bytes to; None if there is none, and on Windows: consoles there take text."""
+    """Return the descriptor to write bytes to; None if there is none, or on Windows, where consoles take text."""
     try:
         return stream.fileno() if os.name == "posix" else None
     except (OSError, ValueError):  # it is in memory, or closed
@@ -89,13 +89,13 @@ class Writer:
 
 
 class Aside:
-    """Standard error: each text is taken whole or left out, and a reader who does not read keeps nobody waiting."""
+    """Standard error: each text is written whole or left out; a reader that does not read blocks nothing."""
 
     def __init__(self) -> None:
-        self._stream = sys.stderr  # None where the shell says 2>&-
+        self._stream = sys.stderr  # None if the shell closed it (2>&-)
         descriptor = descriptor_of(sys.stderr) if sys.stderr else None
         self._writer = None if descriptor is None else Writer(descriptor)
-        self._rest = b""  # of a text that was taken in part: it comes before any other
+        self._rest = b""  # the rest of a text that was taken in part: written before any other
 
     def write(self, text: str, patience: float = 0.0) -> bool:
         """Write `text`, waiting up to `patience` seconds for room; return whether it was taken, at least in part."""

@@ -1,9 +1,9 @@
 """Workers: processes that share a port; their parent starts them, restarts those that die, and ends them.
 
 All accept from the same listening sockets, so a connection waits only while no worker has room, and a worker that
-dies or hangs keeps none of the queue. The kernel gives it to the worker that wakes up first, so `Spread` says whose
-turn it is. A pipe joins the parent to each worker, its lifeline: a byte tells it to finish what is owed and end, a
-second one to end at once; without its parent, it finishes too.
+dies or hangs blocks no part of the queue. The kernel gives a connection to the worker that wakes up first, so `Spread`
+says whose turn it is. A pipe joins the parent to each worker, its lifeline: at the first byte the worker drains and
+ends, at the second it ends at once. If the parent is gone, it drains too.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ RESTART_DELAY = 0.1  # seconds; doubled for each worker that dies young, up to t
 MAX_RESTART_DELAY = 5.0  # seconds
 HURRY = 1.0  # seconds
 YOUNG = 10.0  # seconds
-ABSENT = 2**62  # connections; nobody waits for a worker that is not there
-SLACK = 8  # a worker may be ahead by one connection in 8: few are spread evenly, many are accepted fast
+ABSENT = 2**62  # connections of a worker that is not running: nobody waits for it
+SLACK = 8  # a worker may be ahead by one connection in 8: few are spread evenly, many accepted fast
 
 # work(number, lifeline, turn): serves until the lifeline says so, and returns an exit status
 Work = Callable[[int, int, Callable[[int], int]], int]
@@ -36,13 +36,13 @@ log = logging.getLogger(__name__)
 
 
 class Spread:
-    """The number of connections of each worker, in shared memory; each writes its own, so nothing needs a lock."""
+    """The number of connections of each worker, in shared memory; each writes only its own, so no lock is needed."""
 
     def __init__(self, workers: int) -> None:
         self.connections = memoryview(mmap.mmap(-1, 8 * workers)).cast("q")
 
     def turn(self, number: int, connections: int) -> int:
-        """Note the `connections` of worker `number`; return how many it may accept before it is another's turn."""
+        """Note the `connections` of worker `number`; return how many it may accept until another one's turn."""
         self.connections[number] = connections
         least = min(self.connections)
         return least + least // SLACK + 1 - connections
@@ -50,7 +50,7 @@ class Spread:
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """A process that serves: which of the workers it is, since when, and the parent's end of its lifeline."""
+    """A worker process: its number, when it started, and the parent's end of its lifeline."""
 
     number: int
     since: float
@@ -60,7 +60,7 @@ class Worker:
 class Workers:
     """Runs `work` in `count` processes, from `start()` until `stop()` and the end of all; owns `listeners`.
 
-    A worker that has not ended `patience` seconds after it was told to, or HURRY after it was told again, is killed.
+    A worker that has not ended `patience` seconds after the first order, or HURRY after the second, is killed.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Workers:
     def stop(self) -> None:
         """Let the workers finish what is owed and end; the second time, not even that."""
         again, self._stopping = self._stopping, True
-        self._close_listeners()  # first, so that the last worker that accepts closes the queue
+        self._close_listeners()  # before the workers end, so that the last of them closes the queue
         for timer in self._restarts.values():
             timer.cancel()
         for worker in self._running.values():

@@ -20,23 +20,23 @@ log = logging.getLogger(__name__)
 TIMEOUT = 10.0  # seconds
 CONNECT_TIMEOUT = 5.0  # seconds
 RETRY_DELAY = 0.1  # seconds; how soon a server that is awaited is tried again
-AT_ONCE = 32  # attempts to connect; more would be timed waiting for each other
-RETRANSMITTED = 1.0  # seconds; a connection that took so long lost its SYN (RFC 6298 2.1)
+AT_ONCE = 32  # attempts to connect in flight; the time of more would include waiting for each other
+RETRANSMITTED = 1.0  # seconds; a slower connection lost its SYN (RFC 6298 2.1)
 
 
 class EchoClient:
     """Runs `sessions`, each on a connection of its own to the first of `addresses` that answers.
 
-    With `all_addresses`, connections go round the addresses that answer; `source` is the local
-    address to connect from. A session fails when its connection takes longer than `connect_timeout`
-    seconds an address to be made, or moves no byte for `timeout` seconds. Each session that has
+    With `all_addresses`, connections use the addresses that answer in turn; `source` is the local
+    address to connect from. A session fails when connecting takes longer than `connect_timeout`
+    seconds per address, or no byte moves for `timeout` seconds. Each session that has
     ended is passed to `ended(session)`, which may `add()` one; when none is left, `done()` is called.
 
-    Attempts begin one a turn of the loop, with at most `_places` in flight, so that connect times
-    are those of the path and not of a burst of our own, and listen queues do not overflow. On a
+    One attempt begins per turn of the loop, and at most `_places` are in flight, so that connect
+    times are those of the path and not of our own burst, and listen queues do not overflow. On a
     long path the places grow as in TCP's slow start (RFC 5681 3.1): by one for each connection made
-    while half of them were taken, until a SYN is lost or an attempt fails. While addresses are
-    unexplored there is one, so that no other attempt has to find out which are dead.
+    while at least half of them were taken, until a SYN is lost or an attempt fails. While addresses
+    are unexplored there is one place, so that only one attempt has to find out which are dead.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class EchoClient:
         used = 2 * len(self._dials) >= self._places
         del self._dials[session]
         if not self._reached and seconds is None:
-            self._places = float("inf")  # nobody is there whom a burst could hurt
+            self._places = float("inf")  # no server is there that a burst could hurt
         elif not self._reached or seconds is None or seconds >= RETRANSMITTED:
             self._places = AT_ONCE
         elif used:

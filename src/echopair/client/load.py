@@ -1,4 +1,4 @@
-"""A load: so many connections, kept up, that send generated messages by a plan; what becomes of them is tallied.
+"""A load: a number of connections, kept up, that send generated messages by a plan; a tally counts the results.
 
 It goes through four stages. First every connection is made; then, if asked for, messages warm the path up; then they
 are measured; at the end what is under way comes back, and the connections close. A connection that breaks is counted,
@@ -30,7 +30,7 @@ from echopair.measure.tally import NS, Tally
 
 CATCH_UP = 1.0  # seconds after the end in which an open loop may still send what was due before it
 RETRY_DELAYS = (0.1, 0.2, 0.4, 0.8, 1.0)  # seconds until a broken connection is replaced, and each time that fails
-START_GROWTH = 64  # sessions that have begun, for each further one that begins in the same turn
+START_GROWTH = 64  # begun sessions for each further one that may begin in the same turn
 RELEASED_PER_TURN = 1000  # messages; a schedule that cannot be kept must not keep the loop from its sockets
 BROKEN = {"missing", "closed", *errno.errorcode.values()}  # what failures are called of connections that ended early
 
@@ -51,13 +51,13 @@ class Plan:
     connect_rate: float | None = None  # connections begun
     reconnect_every: int | None = None  # messages on a connection
     source: Address | None = None  # the local address to connect from
-    all_addresses: bool = False  # connections go round the addresses that answer
+    all_addresses: bool = False  # connections use the addresses that answer in turn
     start_at: float | None = None  # by the loop's clock, not before which messages are sent
     interval: float = 1.0
     timeout: float = TIMEOUT
     connect_timeout: float = CONNECT_TIMEOUT
     worker: int = 0  # which of the processes that share the load this is
-    workers: int = 1  # each has every so-manieth connection, and of all that is counted in all its share
+    workers: int = 1  # connections are dealt round-robin, and counts are shared
 
     @property
     def numbers(self) -> range:
@@ -74,17 +74,17 @@ class Plan:
 
 
 class Watcher:
-    """What a load tells its owner; each method is called from the loop."""
+    """What a load reports to its owner; each method is called from the loop."""
 
     def load_tried(self, load: Load) -> None:
-        """Know that every connection is made or has failed: begin, or give up where none is made."""
+        """Begin, or give up if no connection is made; called when each is made or has failed."""
         if load.tally.established:
             load.begin(0.0)
         else:
             load.give_up()
 
     def load_begun(self) -> None:
-        """Know that measuring begins now."""
+        """Note that measuring begins now."""
 
     def interval_ended(self, interval: Document) -> None:
         """Know the figures of an interval, an entry of a result document's `intervals`."""
@@ -93,17 +93,17 @@ class Watcher:
         """Know of one failure."""
 
     def load_over(self) -> None:
-        """Know that no message will be begun any more; those under way may still come back."""
+        """Note that no more messages will begin; those in flight may still come back."""
 
     def load_done(self) -> None:
-        """Know that nothing is under way any more, and the tally complete."""
+        """Take the result: nothing is in flight any more and the tally is complete."""
 
 
 class Load:
-    """Runs `plan` against the first of `addresses` that answers, or all, fills `tally` and tells `watcher`.
+    """Runs `plan` against the first of `addresses` that answers, or all, fills `tally` and reports to `watcher`.
 
-    `began_at` is when measuring began, by the loop's clock; None before that. `stage` says in a word or two what it is
-    at. Raises ValueError for a plan without end.
+    `began_at` is when measuring began, by the loop's clock; None before that. `stage` names the current stage in a word
+    or two. Raises ValueError for a plan without end.
     """
 
     def __init__(self, loop: EventLoop, addresses: Sequence[Address], plan: Plan, watcher: Watcher) -> None:
@@ -147,7 +147,7 @@ class Load:
         self._schedule: Schedule | None = None
         self._next_due = 0  # message of the schedule
         self._last_due = ENDLESS
-        self._due_until = inf  # by the loop's clock: messages due from then on do not count any more
+        self._due_until = inf  # by the loop's clock: messages due later do not count
         self._due_before: list[int] = []  # of each session, before measuring
         self._most_connected = 0  # in this interval
         self._ends_at = 0.0  # the planned end, or that by `stop()`, once it was reached
@@ -174,14 +174,14 @@ class Load:
 
     @property
     def sent(self) -> int:
-        """How many messages were sent, at least in part, but for those that warmed up."""
+        """How many messages were sent, at least in part, without those of the warm-up."""
         return sum(session.begun for session in self.sessions) - sum(self._due_before) if self._due_before else 0
 
     @property
     def seconds(self) -> float:
-        """How long was measured: until every message had come back or was given up, and not less than planned.
+        """The length of the measurement: until every message has come back or is given up, and not less than planned.
 
-        `stop()` gives up everything. Closing the connections takes no part in it.
+        `stop()` gives up everything. Closing the connections does not count.
         """
         if self.began_at is None:
             return 0.0
@@ -324,8 +324,8 @@ class Load:
         self.stage = "measuring"
         for session in self.sessions:
             session.since = since
-            session.plain_until = 0  # an echo that comes before the session's turn heeds the new limit
-            if not self._schedule:  # what is in flight warms up, even if the clock has not moved since
+            session.plain_until = 0  # an echo before the session's turn respects the new limit
+            if not self._schedule:  # messages in flight belong to the warm-up, even if the clock has not moved since
                 session.in_flight = deque((-inf, -inf) for _ in session.in_flight)
         self._due_until = inf if self.plan.duration is None else since + self.plan.duration
         self._due_before = [session.begun for session in self.sessions]
@@ -437,7 +437,7 @@ class Load:
             self._go_on_from(0)
 
     def _go_on_from(self, place: int) -> None:
-        """Let sessions begin, one a turn at first and then more, so that none is timed waiting for its neighbours."""
+        """Let sessions begin, one per turn at first and then more, so that no time includes waiting for the others."""
         end = place + 1 + place // START_GROWTH
         for session in self.sessions[place:end]:
             session.go_on()
@@ -486,7 +486,7 @@ class Load:
         """End the next interval at the next multiple of its length after `at` seconds."""
         assert self.began_at is not None  # noqa: S101 - intervals are of what is measured
         plan, width = self.plan, self.plan.interval
-        at = (int(at / width + 0.01) + 1) * width  # a timer may be a hair early
+        at = (int(at / width + 0.01) + 1) * width  # a timer may be slightly early
         planned = min(plan.duration or inf, plan.count / plan.rate if plan.count and plan.rate else inf)
         if abs(at - planned) < width / 4:
             at += width  # what comes back soon after the planned end is in the same interval
@@ -507,7 +507,7 @@ class Load:
         self._watcher.interval_ended(self.tally.end_interval(at, self._bytes()[1], connections))
 
     def _bytes(self) -> tuple[int, int]:
-        """Return how many bytes were sent and received, but for those of messages that only warmed up."""
+        """Return how many bytes were sent and received, without those of the warm-up."""
         sent, received = self._client.bytes_moved()
         sent -= self.tally.warmup_sent * self.plan.size
         received -= self.tally.warmup_echoed * self.plan.size + self.tally.warmup_partly

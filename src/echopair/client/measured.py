@@ -63,8 +63,8 @@ class MeasuredSession(Session):
     limit: int = ENDLESS
     live: bool = False  # connected
     in_flight: deque[tuple[float, float]] = field(default_factory=deque)  # when due, when handed to the kernel
-    settled_at: float = 0.0  # when a message last came back or, as the owner knows, was given up
-    plain_until: int = 0  # so many messages of it may each be sent as soon as the one before has come back
+    settled_at: float = 0.0  # when a message last came back or was given up by the owner
+    plain_until: int = 0  # messages up to this one may be sent as soon as the one before is back
 
     @property
     def begun(self) -> int:
@@ -83,7 +83,7 @@ class MeasuredSession(Session):
         self.live = True
         self.connection = connection
         self.established(self)
-        Session.start(self, connection)  # super() does not know a class that slots made anew
+        Session.start(self, connection)  # super() fails in a dataclass with slots
 
     def go_on(self) -> None:
         """Send what is allowed now, or half-close if it was all; without a connection, nothing."""

@@ -1,4 +1,4 @@
-"""The pipe: what one descriptor yields goes out, and the echo goes to another; any bytes, any amount.
+"""The pipe: sends what one descriptor yields, and writes the echo to another; any bytes, any amount.
 
 Back-pressure runs both ways: input is read only when the kernel has taken all that was read before, and the
 connection stops reading when its `inbound` is full of bytes that the output has not taken.
@@ -26,7 +26,7 @@ MAX_OUTSTANDING = 64 * 1024 * 1024  # bytes kept to compare the echo with
 class Pipe(Session):
     """Sends what descriptor `source` yields, half-closes at its end, and writes the echo to descriptor `sink`.
 
-    Whatever came back is written out, also where it is wrong or the session failed. `write(data)` returns how many
+    Everything that came back is written, even if it is wrong or the session failed. `write(data)` returns how many
     bytes the sink took, without blocking; 0 if there was no room. In reports the stream is one message.
     """
 
@@ -41,7 +41,7 @@ class Pipe(Session):
     def start(self, connection: Connection) -> None:
         """Begin, on a connection just made."""
         self.pieces_per_message = 1 << 62
-        Session.start(self, connection)  # super() does not know a class that slots made anew
+        Session.start(self, connection)  # super() fails in a dataclass with slots
 
     def place(self) -> str:
         """Return where in the stream the next byte to come back stands."""

@@ -41,7 +41,7 @@ class Session(Handler):
 
     A message is `pieces_per_message` pieces, all but its last of the same size. `verify` says what is checked: FULL
     every byte, LENGTH only how many come back, NONE nothing, though as many are waited for. When the session has
-    ended `ended(session)` is called, once; `failure` then tells what went wrong, if anything did. `locate` may tell
+    ended `ended(session)` is called, once; `failure` then says what went wrong, if anything did. `locate` may say
     to which connection and message bytes in the wrong place belong.
     """
 
@@ -54,7 +54,7 @@ class Session(Handler):
     locate: Callable[[bytes], tuple[int, int] | None] | None = None
     connection: Connection = field(init=False)  # from start() on
     connect_seconds: float = 0.0  # how long it took to make it
-    failed_attempts: Sequence[tuple[Address, OSError]] = ()  # to make it, at other addresses or at all
+    failed_attempts: Sequence[tuple[Address, OSError]] = ()  # attempts at other addresses, or all of them
     outstanding: deque[bytes] = field(default_factory=deque)
     matched: int = 0  # bytes of outstanding[0] that have come back
     echoed: int = 0  # bytes of the current message that came back in whole pieces
@@ -128,7 +128,7 @@ class Session(Handler):
             self.fail("echo", "timeout", f"nothing moved for {timeout:g} s, waiting for {self.place()}")
 
     def not_closed(self, timeout: float) -> None:
-        """Fail: nothing is missing but the server's EOF."""
+        """Fail: only the server's EOF is missing."""
         self.fail("close", "timeout", f"all came back, but our EOF was not answered for {timeout:g} s")
 
     def place(self) -> str:

@@ -1,4 +1,4 @@
-"""What the kernel measured of a TCP connection, to tell the network from the hosts (tcp(7), TCP_INFO).
+"""What the kernel measured of a TCP connection, to distinguish the network from the hosts (tcp(7), TCP_INFO).
 
 The places are those of struct tcp_info in Linux' <linux/tcp.h>, which only ever grows at its end.
 """
@@ -34,11 +34,10 @@ def kernel_figures(sock: socket.socket) -> tuple[int, int] | None:
 
 
 def path_figures(sock: socket.socket) -> tuple[int, int, int, int, int] | None:
-    """Return the numbers of segments lost, sent, sent again in a row without an answer, and a segment's bytes.
+    """Return segments lost, sent, sent again in a row without an answer; bytes of a segment; segments out of order.
 
-    And of those that came out of order.
-    Lost means sent again, and not reported as received twice: TCP also sends again what was only
-    late (RFC 8985 7). None where they are not known.
+    Lost means sent again and not reported as received twice, because TCP also sends again segments that
+    are only late (RFC 8985 7). None if they are unknown.
     """
     info = _info(sock)
     if info is None:

@@ -1,1 +1,1 @@
-"""What was measured, and how it is told: pure, without a socket or a clock."""
+"""What was measured, and how it is reported: pure, without a socket or a clock."""

@@ -16,11 +16,11 @@ Document = dict[str, Any]
 NS_PER_US = 1000
 MAX_INTERVALS = 600
 DRAWN = 300  # steps of a chart; more are wider than the screen has pixels for
-SLIVER = 0.25  # of the interval before; less is too short for a rate that can be drawn
+SLIVER = 0.25  # of the interval before; a shorter one has no rate worth drawing
 
 
 def loaded(entry: Document | None) -> Histogram:
-    """Return the histogram that `entry` of a document's `histograms` tells of; an empty one of None."""
+    """Return the histogram in `entry` of a document's `histograms`; an empty one for None."""
     if entry is None:
         return Histogram()
     least = MAX_VALUE if entry["min"] is None else entry["min"]
@@ -64,7 +64,7 @@ def throughput(messages: int, data: int, seconds: float) -> Document:
 
 
 def joined(first: Document, last: Document) -> Document:
-    """Return one interval for two neighbours: sums, and the worse of both latencies."""
+    """Return one interval for two neighbours: sums, and the larger of both latencies."""
     latencies = {}
     for key in first["response_us"]:
         both = (each["response_us"][key] for each in (first, last))
@@ -78,7 +78,7 @@ def bounded(intervals: Sequence[Document], most: int = MAX_INTERVALS) -> list[Do
     """Return `intervals`, neighbours of about the same length joined until there are at most `most`.
 
     The pairs that are shortest for their age come first, an eighth of all at a time. So the newest intervals stay as
-    they are, and the length of older ones, doubled again and again, is about the same part of their age.
+    they are, and older ones, doubled again and again, are about equally long in proportion to their age.
     """
     intervals = list(intervals)
     even = 1.5  # how many times as long as the other a neighbour may be
@@ -98,7 +98,7 @@ def bounded(intervals: Sequence[Document], most: int = MAX_INTERVALS) -> list[Do
 
 
 def drawable(intervals: Sequence[Document]) -> list[Document]:
-    """Return `intervals` for a chart, those joined that are too short to be seen or to have a rate of their own."""
+    """Return `intervals` for a chart; those too short to be seen, or to have a rate of their own, are joined."""
     unseen = sum(each["duration_s"] for each in intervals) / DRAWN * 1.001
     drawn: list[Document] = []
     for each in intervals:

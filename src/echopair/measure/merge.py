@@ -2,8 +2,8 @@
 
 Counts and histograms are added, and percentiles are taken from the added histograms, never averaged. What cannot be
 added honestly is null: the load's settings where the runs differ, and the percentiles of an interval. As with one run,
-a rate is over the whole time: all that came back, divided by the seconds in which at least one run went on. What is not
-a result document, by the schema beside this file, is refused by name.
+a rate is over the whole time: all that came back, divided by the seconds in which at least one run went on. A file that
+is not a result document, by the schema beside this file, is refused by name.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TYPES: dict[str, set[type]] = {
 def merge(documents: Sequence[Any], names: Sequence[str] = ()) -> Document:
     """Return one result document for all of `documents`; `names` say in errors which is meant (else `input 1`..).
 
-    `thresholds` are dropped, for they were of each run. Raises ValueError for no documents, for one that is not a
+    `thresholds` are dropped, because they were of each run. Raises ValueError for no documents, for one that is not a
     result document, and for closed and open loops together, whose response times do not mean the same.
     """
     if not documents:
@@ -127,9 +127,9 @@ def _covered(runs: Runs) -> float:
 
 
 def _intervals(runs: Runs) -> list[Document]:
-    """Return the sums of the runs' intervals, by seconds since the first start, or by more where intervals are longer.
+    """Return the sums of the runs' intervals in steps of a second since the first start, or of the longest interval.
 
-    An interval counts where its middle lies. `connections` adds up each run's last figure there; percentiles are null.
+    An interval counts in the step of its middle. `connections` adds up each run's last figure; percentiles are null.
     """
     lanes = [
         deque((start + each["at_s"] - each["duration_s"], start + each["at_s"], each) for each in document["intervals"])

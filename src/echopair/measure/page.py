@@ -242,7 +242,7 @@ def over_time(intervals: Sequence[dict[str, Any]]) -> str:
     each = f"interval of {figure(lengths[0])}{HARD}s"
     if max(lengths) > 1.5 * min(lengths):
         each = f"interval of {figure(min(lengths))} to {figure(max(lengths))}{HARD}s"
-    worst = "; long ones show the worst of the shorter ones that they were made of"
+    worst = "; long ones show the worst of the short ones joined into them"
     worst *= max(lengths) > 1.5 * min(recorded)
     figures = []
     named = (("Slowest", "three", "max"), ("p99", "two", "99"), ("Median", "one", "50"))

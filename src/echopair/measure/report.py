@@ -257,7 +257,7 @@ def _time(us: float | None) -> str:
 def _measured(threshold: Document) -> str:
     if "value_us" in threshold:
         value = threshold["value_us"]
-        return "nobody can say that it does not hold" if value is None else f"it is {_time(value)}"
+        return "unknown, so it counts as failed" if value is None else f"it is {_time(value)}"
     value, expression = threshold["value"], threshold["expression"].lower()
     if value is None:
         return "nothing was attempted"

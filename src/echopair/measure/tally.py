@@ -1,8 +1,8 @@
 """What a run counts while it goes on: messages, connections, bytes, times, errors; and the intervals it falls into.
 
 Pure: its owner says how long a thing took and when an interval ends. Nothing is kept for each message: a time goes into
-a histogram at once, that of the current interval, which at the interval's end is added to that of the run. Of an
-interval that has ended a few figures are kept, and of long runs fewer than one set for each (`bounded`).
+a histogram at once, that of the current interval, which at the interval's end is added to that of the run. A few
+figures are kept of each ended interval; in long runs neighbours are joined (`bounded`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LATE = 5_000_000  # nanoseconds; more is not the 1 ms of a coarse timer, but a c
 
 @dataclass(slots=True)
 class ErrorCount:
-    """How often a phase failed for a cause, and the first story told of it."""
+    """How often a phase failed for a cause, and the first example of that."""
 
     example: str
     count: int = 0
@@ -30,7 +30,7 @@ class ErrorCount:
 
 @dataclass(slots=True)
 class AddressCount:
-    """How many connections to an address were made, how many attempts failed, and the first story of that."""
+    """How many connections to an address were made, how many attempts failed, and the first example of that."""
 
     connections: int = 0
     failed: int = 0
@@ -59,7 +59,7 @@ class Tally:
     addresses: dict[str, AddressCount] = field(default_factory=dict)
     intervals: list[Document] = field(default_factory=list)
     recent: Histogram = field(default_factory=Histogram)  # response times of the current interval
-    service: Histogram = field(default_factory=Histogram)  # in a closed loop nothing, for it is the response time
+    service: Histogram = field(default_factory=Histogram)  # empty in a closed loop, where it equals the response time
     schedule_lag: Histogram = field(default_factory=Histogram)
     connect: Histogram = field(default_factory=Histogram)
     _response: Histogram = field(default_factory=Histogram)  # of the intervals that have ended
@@ -87,7 +87,7 @@ class Tally:
 
     @property
     def went_wrong(self) -> bool:
-        """Whether anything failed, was due and not sent, or did not come back as it was sent."""
+        """Whether anything failed, was due and not sent, or came back different or not at all."""
         return bool(self.errors or self.mismatched or self.unanswered or self.not_sent)
 
     def fail(self, phase: str, error: str, story: str) -> None:
@@ -99,7 +99,7 @@ class Tally:
         self.addresses.setdefault(address, AddressCount()).connections += 1
 
     def not_connected(self, address: str, story: str) -> None:
-        """Count one attempt to connect to an address that failed; the connection may be made to another one."""
+        """Count one failed attempt to connect to an address; the connection may still be made to another one."""
         count = self.addresses.setdefault(address, AddressCount())
         count.failed += 1
         count.example = count.example or story
@@ -111,7 +111,7 @@ class Tally:
         self._retransmits += retransmits
 
     def add(self, other: Tally) -> None:
-        """Add what another process counted of the same run; its intervals are for whoever knows when they were."""
+        """Add what another process counted of the same run; its intervals are left to the caller."""
         for name in COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in HISTOGRAMS:
@@ -173,7 +173,7 @@ class Tally:
         }
 
     def figures(self, seconds: float, percents: Iterable[str]) -> Document:
-        """Return what a result document says of these counts, for a run that took `seconds`."""
+        """Return the part of a result document with these counts, for a run that took `seconds`."""
         percents = tuple(percents)
         self._response.merge(self.recent)
         self.recent = Histogram()

@@ -1,6 +1,6 @@
-"""Thresholds: what a user wants a run to fail for, as `p99>20ms`, and whether a result document does.
+"""Thresholds: conditions on which a run fails, like `p99>20ms`, and whether a result document meets them.
 
-The grammar and what each figure means are in manual/thresholds.md. Knows nothing of exit statuses.
+manual/thresholds.md explains the grammar and each figure. Knows nothing of exit statuses.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
 }
-# In microseconds, as latencies are compared; never bare, for p99>20 is not what it looks like.
+# In microseconds, as latencies are compared; a unit is required, because p99>20 could mean any.
 TIMES: Mapping[str, float] = {"us": 1, "ms": 1e3, "s": 1e6, "m": 60e6, "h": 3600e6}
 UNITS: Mapping[str, Mapping[str, float]] = {
     "errors": {"": 1, "%": 1},
@@ -48,7 +48,7 @@ class Threshold:
 
     @classmethod
     def parse(cls, text: str) -> Threshold:
-        """Return the threshold that `text` tells of; raises ValueError that shows the grammar, in one line."""
+        """Return the threshold in `text`; raises ValueError that shows the grammar, in one line."""
         complaint = f"{text!r} is not a threshold: {GRAMMAR}"
         shape = SHAPE.fullmatch(text.strip().lower())
         if not shape:

@@ -67,7 +67,7 @@ def verdict(document: Document) -> Verdict:
 
 
 def _never_sent(document: Document) -> str:
-    """Return how many messages were due and not sent, and how much of the schedule that is; empty if none."""
+    """Return how many messages were never sent, and how much of the schedule that is; empty if none."""
     messages, connections, rate = document["messages"], document["connections"], document["load"]["rate"]
     number = messages["not_sent"]
     if not number:
@@ -109,7 +109,7 @@ def not_timed(document: Document) -> str:
 
 
 def address_story(entry: Document) -> str:
-    """Return what became of one address, an entry of a document's `addresses`."""
+    """Return what happened at one address, an entry of a document's `addresses`."""
     failed = f"{count(entry['failed'], 'attempt')} failed: {entry['example']}" if entry["failed"] else ""
     made = count(entry["connections"], "connection") if entry["connections"] else ""
     return "; ".join(filter(None, (made, failed)))

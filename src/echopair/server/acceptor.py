@@ -23,9 +23,9 @@ if TYPE_CHECKING:  # importing typing would take a tenth of the start
 ACCEPTS_PER_WAKEUP = 64  # a flood of connections shares each turn of the loop with those already there
 NEVER = -1.0
 QUEUE = 4096  # connections; as long as listen queues get unasked (listen(2), somaxconn)
-PATIENCE = 0.0002  # seconds; longer than a process that sleeps takes to wake up and accept
+PATIENCE = 0.0002  # seconds; longer than a sleeping process takes to wake up and accept
 RECOVERED_AFTER = 1.0  # seconds without a shortage; peers that come and go at the limit would flood the log
-RETRY_DELAY = 0.1  # seconds; descriptors and memory are freed by peers, and no event tells
+RETRY_DELAY = 0.1  # seconds; peers free descriptors and memory, and no event reports it
 
 # accept(2): an error already pending on the new connection; it is that connection's end, not the listener's.
 CONNECTION_FAILED = (
@@ -46,9 +46,9 @@ log = logging.getLogger(__name__)
 class Acceptor:
     """Accepts on `listeners`, calling `accepted(sock, address)` from the loop, until it is closed.
 
-    `room()` says how many more connections the owner takes; at 0 accepting pauses till `resume()`. Out of
+    `room()` says how many more connections the owner takes; at 0 accepting pauses until `resume()`. Out of
     descriptors or memory (EMFILE, ENFILE, ENOBUFS, ENOMEM) it pauses too, and tries again on a timer or at
-    `resume()`; it says so once, until it has lasted a second without. `turn()` says how many to accept before it is
+    `resume()`; it logs this once, and again only after a second without. `turn()` says how many to accept until it is
     the turn of other processes that accept on the same listeners; at 0 they get PATIENCE seconds to come first.
     """
 
@@ -79,11 +79,11 @@ class Acceptor:
             try:
                 for listener in self._listeners:
                     self._loop.watch(listener, READ, partial(self._ready, listener))
-            except OSError as error:  # ENOMEM, ENOSPC (epoll_ctl(2)); else nothing would try again
+            except OSError as error:  # ENOMEM, ENOSPC (epoll_ctl(2)); otherwise nothing would try again
                 self._wait_for_resources(error)
 
     def finish(self) -> None:
-        """Accept who waits in the queues now, as far as there is room, then stop listening."""
+        """Accept the connections already queued, as far as there is room, then stop listening."""
         for listener in self._listeners:
             turns = QUEUE // ACCEPTS_PER_WAKEUP  # a flood must not go on for ever
             while turns and self._accept(listener):
@@ -91,7 +91,7 @@ class Acceptor:
         self.close()
 
     def close(self) -> None:
-        """Stop listening; whoever waits in the queue is reset by the kernel."""
+        """Stop listening; the kernel resets the connections in the queue."""
         self._pause()
         if self._recovery:
             self._recovery.cancel()

@@ -1,8 +1,8 @@
-"""The end of a server: accept no more, pay every peer what it is owed, and go.
+"""The end of a server: accept no more, echo every byte that is owed, and end.
 
-Connections are served as before until they fall quiet: nothing is owed and for a moment no byte has moved. The moment
-matters, for what a peer sent before the end may still be on its way. Then each is half-closed and ends with the peer's
-EOF. A timer bounds it all.
+A connection is served as before until it is quiet: nothing is owed, and for QUIET seconds no byte has moved. The wait
+matters, because bytes that the peer sent before the end may still be on their way. Then the connection is half-closed
+and ends with the peer's EOF. A timer limits the whole.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Drain:
         self._server = server
         self._done = done
         self._gave_up = False
-        self.lost = 0  # bytes that were owed and cut
+        self.lost = 0  # bytes that were owed and dropped
         server.emptied = self._emptied
         server.acceptor.finish()
         self._timer = loop.call_later(timeout, self.give_up)
@@ -37,14 +37,12 @@ class Drain:
             loop.call_soon(self._end)
 
     def give_up(self) -> None:
-        """End what is left at once, and say what that costs."""
+        """End what is left at once, and log how many bytes are lost."""
         self._gave_up = True
         left = [connection for connection in self._server.connections if not connection.closed]
         if left:
             self.lost += sum(len(connection.outbound) + len(connection.inbound) for connection in left)
-            log.warning(
-                "cutting %s that did not fall quiet, owed %s", count(len(left), "connection"), count(self.lost, "byte")
-            )
+            log.warning("closing %s still active, %s unsent", count(len(left), "connection"), count(self.lost, "byte"))
         for connection in left:
             connection.abort()
         if not self._server.connections and self._server.waiting:
@@ -59,7 +57,7 @@ class Drain:
         self._quiet_watch.close()
         try:
             self._server.close()
-        finally:  # or the process would never end
+        finally:  # otherwise the process would never end
             self._done()
 
     def _quiet(self, connection: Connection) -> None:

@@ -29,9 +29,9 @@ class EchoServer(Handler):
     """Serves every connection that arrives on `listeners` (see `address.listen`) from the moment it is made.
 
     It is the handler of all its connections: a subclass with its own `data_received` is another kind of server.
-    At most `max_conns` are served at once, the excess waits in the listen queue; at most about `max_buffer` bytes
-    are held for one peer. Where nothing else is to be done with the bytes they take the short path (stream.py), and
-    with `zero_copy`, where the system has splice(2), large ones do not enter the process. `processes` is how many
+    At most `max_conns` are served at once, others wait in the listen queue; at most about `max_buffer` bytes are
+    held for one peer. Bytes that are only echoed take the short path (stream.py); with `zero_copy`, if the system has
+    splice(2), large reads do not enter the process. `processes` is how many
     such servers share what the user may have in pipes.
     """
 
@@ -88,7 +88,7 @@ class EchoServer(Handler):
         )
 
     def forget(self, connection: Connection) -> None:
-        """Give its place to a connection that waits in the listen queue."""
+        """Give the place of the connection to one that waits in the listen queue."""
         self.connections.discard(connection)
         self.bytes_received += connection.bytes_received
         self.bytes_sent += connection.bytes_sent

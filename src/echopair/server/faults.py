@@ -29,8 +29,8 @@ SENDS_PER_TURN = 64  # small chunks of one peer share the loop with other peers
 SLICES_PER_SECOND = 50  # of a throttled peer's bytes
 UNPAID = 8 * 1024 * 1024  # bytes; more than sockets buffer (tcp(7), tcp_wmem)
 ABANDONED_AFTER = 30.0  # seconds that a connection stays silent after its peer's EOF; nothing else would end it
-TICK = 0.001  # seconds; what is due in the same one is kept as one
-MOST_TICKS = 1000  # a delay; the ticks of a long one are longer, so that a peer cannot make their list grow
+TICK = 0.001  # seconds; bytes due within the same tick are kept as one
+MOST_TICKS = 1000  # per delay; a long delay has longer ticks, so that a peer cannot make the list grow
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Faults:
             after = getattr(self, f"{what}_after")
             told += [f"{what} after {count(after, 'byte')}"] if after is not None else []
         told += [f"accept after {duration(self.accept_delay)}"] if 0 < self.accept_delay < math.inf else []
-        told += ["accept nobody"] if self.accept_delay == math.inf else []
+        told += ["accept no connection"] if self.accept_delay == math.inf else []
         told += ["no half-close"] if self.no_half_close else []
         return ", ".join(told)
 
@@ -110,14 +110,14 @@ class Strikes:
 
 @dataclass(slots=True, eq=False)
 class Victim:
-    """What a connection's faults are at."""
+    """Per-connection fault state."""
 
     delays: Random
     bits: Random
     corrupt: Strikes
     drop: Strikes
     duplicate: Strikes
-    due: deque[tuple[float, int]] = field(default_factory=deque)  # from when on so many bytes of inbound may go
+    due: deque[tuple[float, int]] = field(default_factory=deque)  # when, and how many bytes of inbound may go then
     echoed: int = 0  # bytes, before anything was done to them
     next_send: float = 0.0  # of a throttled one
     eof: bool = False  # was received, and is answered when all is sent
@@ -189,7 +189,7 @@ class FaultyEchoServer(EchoServer):
         self._echo(connection, self._victim(connection))
 
     def forget(self, connection: Connection) -> None:
-        """Drop its faults, too."""
+        """Drop the fault state, too."""
         victim = self._victims.pop(connection, None)
         if victim and victim.timer:
             victim.timer.cancel()
@@ -247,7 +247,7 @@ class FaultyEchoServer(EchoServer):
         for _ in range(SENDS_PER_TURN):
             if connection.closed or connection.outbound or victim.stalled:
                 return
-            if connection.error:  # sending failed: read on at once, for only a read notices the end
+            if connection.error:  # sending failed: read on at once, because only a read notices the end
                 victim.due.clear()
                 connection.consume(len(connection.inbound))
                 return

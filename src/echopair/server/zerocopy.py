@@ -1,9 +1,9 @@
 """Zero copy: large reads go from a socket into a pipe and on to the socket, and never enter the process (splice(2)).
 
-A pipe is another kind of outbound buffer. While nothing is owed one pipe serves all connections, for each leaves it
-empty. A connection whose peer does not take everything keeps the pipe, with what it is owed in it, and the others get
-another; once the debt is paid the pipe is spare. Peers that do not read must not use up the descriptors: the number of
-pipes has a limit, and beyond it what is owed moves to the process's memory.
+A pipe is another kind of outbound buffer. While nothing is owed one pipe serves all connections, because each leaves it
+empty. A connection whose peer does not take everything keeps the pipe with the bytes in it, and the others get another
+one; when it is empty again the pipe is spare. Peers that do not read must not use up the descriptors: the number of
+pipes has a limit, and beyond it the bytes move to the process's memory.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 
 PIPE_SIZE = 256 * 1024  # bytes; Linux grants 64 KiB unasked, and a splice moves at most what the pipe holds
 SPARE_PIPES = 16  # kept open: peers that do not keep up come in crowds
-MOST_PIPES = 1024  # where neither descriptors nor pages are limited
+MOST_PIPES = 1024  # if neither descriptors nor pages are limited
 OTHER_DESCRIPTORS = 32  # standard streams, log, selector, wake-up, listeners, one accept at the limit, the shared pipe
 PAGES_FILE = "/proc/sys/fs/pipe-user-pages-soft"
 PAGES = 16384  # what it holds by default
@@ -35,7 +35,7 @@ class Pipe:
         try:
             fcntl(self.writer, F_SETPIPE_SZ, PIPE_SIZE)
         except OSError:
-            pass  # a user may have only so many pages in pipes (pipe(7)); a small one will do
+            pass  # the user's pages for pipes are used up (pipe(7)); a small pipe will do
 
     def __len__(self) -> int:
         return self.length
@@ -69,8 +69,9 @@ class Pipe:
 def affordable(connections: int | None, processes: int = 1) -> int:
     """Return how many pipes one of `processes` of a server may have open, at least the one that all share.
 
-    That is at most an eighth of the descriptors, and only what `connections`, the most at once, leave (None: no limit);
-    and, with all processes, a quarter of the pages that a user has for pipes (pipe(7)), which other programs need too.
+    At most an eighth of the descriptors, and only those that `connections`, the maximum at once (None: no limit), do
+    not need. All processes together use at most a quarter of the user's pages for pipes (pipe(7)), because other
+    programs need them too.
     """
     from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
 
@@ -89,9 +90,9 @@ def affordable(connections: int | None, processes: int = 1) -> int:
 
 
 class Pipes:
-    """The pipes of a server, `most` at once: one that is shared, and empty between any two uses, and others.
+    """The pipes of a server, `most` at once: a shared one, empty between any two uses, and others.
 
-    A connection may keep the shared one while there can be another to share.
+    A connection may keep the shared pipe if another one can take its place.
     """
 
     def __init__(self, most: int) -> None:
@@ -107,14 +108,14 @@ class Pipes:
         return self._shared
 
     def keep(self) -> bool:
-        """Leave the shared pipe to the caller until it is given back; return False where no other could be shared."""
+        """Leave the shared pipe to the caller until it is given back; return False if no other can take its place."""
         if not self._spare and self._open >= self._most:
             return False
         self._shared = None
         return True
 
     def give_back(self, pipe: Pipe) -> None:
-        """Take back a pipe that was shared or kept, to be used again if nothing is left in it."""
+        """Take back a pipe, shared or kept, and use it again if it is empty."""
         if pipe is self._shared:
             self._shared = None
         if pipe.length or len(self._spare) >= SPARE_PIPES:
@@ -123,7 +124,7 @@ class Pipes:
             self._spare.append(pipe)
 
     def close(self) -> None:
-        """Close all but those that are kept."""
+        """Close all pipes except those that are kept."""
         for pipe in (self._shared, *self._spare):
             if pipe is not None:
                 self._close(pipe)
