@@ -32,24 +32,38 @@ def handler() -> Recorder:
 
 
 @pytest.fixture
-def pair(loop, handler):
-    """A connection over small buffers, and its peer."""
-    near, far = small_pair()
-    connection = Connection(loop, near, handler, "peer", max_buffer=4096)
-    yield connection, far
-    connection.abort()
-    far.close()
+def connect(loop):
+    """Make a connection over a pair of sockets, and return it with its peer."""
+    made = []
+
+    def connect(handler, sockets=small_pair, **options):
+        near, far = sockets()
+        made.append((Connection(loop, near, handler, "peer", **options), far))
+        return made[-1]
+
+    yield connect
+    for connection, far in made:
+        connection.abort()
+        far.close()
+    settle(loop)
 
 
 @pytest.fixture
-def scripted(loop, handler):
-    """A connection whose socket fails on demand, and its peer."""
+def pair(connect, handler):
+    """A connection over small buffers, and its peer."""
+    return connect(handler, max_buffer=4096)
+
+
+def scripted_pair() -> tuple[ScriptedSocket, socket.socket]:
     near, far = small_pair()
-    sock = ScriptedSocket(near)
-    connection = Connection(loop, sock, handler, "peer")
-    yield connection, sock, far
-    connection.abort()
-    far.close()
+    return ScriptedSocket(near), far
+
+
+@pytest.fixture
+def scripted(connect, handler):
+    """A connection whose socket fails on demand, and its peer."""
+    connection, far = connect(handler, scripted_pair)
+    return connection, connection.sock, far
 
 
 def fill(connection: Connection) -> int:
@@ -94,15 +108,11 @@ def test_reading_pauses_while_inbound_is_at_its_mark_and_then_goes_on(pair):
 
 
 @pytest.mark.parametrize(("owed", "wanted"), [(4095, READ | WRITE), (4096, WRITE)])
-def test_a_mark_is_reached_by_the_byte_that_makes_it_full(loop, handler, owed, wanted):
-    near, far = small_pair()
-    with ScriptedSocket(near) as sock, far:
-        connection = Connection(loop, sock, handler, "peer", max_buffer=4096)
-        sock.tell("send", BlockingIOError())
-        connection.send(bytes(owed))
-        assert connection.wanted == wanted
-        connection.abort()
-        settle(loop)
+def test_a_mark_is_reached_by_the_byte_that_makes_it_full(connect, handler, owed, wanted):
+    connection, _ = connect(handler, scripted_pair, max_buffer=4096)
+    connection.sock.tell("send", BlockingIOError())
+    connection.send(bytes(owed))
+    assert connection.wanted == wanted
 
 
 def test_after_eof_it_wants_only_what_is_owed(pair, loop, handler):
@@ -136,22 +146,17 @@ def test_bytes_go_to_the_handler_and_are_counted(pair, loop, handler):
     assert connection.bytes_received == 5
 
 
-def test_one_read_a_turn_lets_others_have_theirs(loop, handler):
-    near, far = tcp_pair()
-    connection = Connection(loop, near, handler, "peer")
+def test_one_read_a_turn_lets_others_have_theirs(connect, loop, handler):
+    connection, far = connect(handler, tcp_pair)
     far.setblocking(True)
     far.sendall(b"x" * (2 * READ_SIZE))
     run_until(loop, lambda: handler.events)
     assert handler.events == ["data"]
     assert connection.bytes_received <= READ_SIZE
-    connection.abort()
-    far.close()
-    settle(loop)
 
 
-def test_the_default_handler_keeps_bytes_for_consume_and_answers_eof(loop):
-    near, far = small_pair()
-    connection = Connection(loop, near, Handler(), "peer")
+def test_the_default_handler_keeps_bytes_for_consume_and_answers_eof(connect, loop):
+    connection, far = connect(Handler())
     far.send(b"hello")
     settle(loop)
     far.send(b" there")
@@ -164,13 +169,10 @@ def test_the_default_handler_keeps_bytes_for_consume_and_answers_eof(loop):
     far.shutdown(socket.SHUT_WR)
     assert read_all(far, loop) == b""
     assert connection.closed
-    far.close()
-    settle(loop)
 
 
-def test_the_default_handler_stops_reading_a_peer_that_nobody_listens_to(loop):
-    near, far = unix_pair()
-    connection = Connection(loop, near, Handler(), "peer", max_buffer=10_000)
+def test_the_default_handler_stops_reading_a_peer_that_nobody_listens_to(connect, loop):
+    connection, far = connect(Handler(), unix_pair, max_buffer=10_000)
     idle = 0
     while idle < 20:
         loop.run_once(0)
@@ -179,9 +181,6 @@ def test_the_default_handler_stops_reading_a_peer_that_nobody_listens_to(loop):
             far.send(b"x" * 65536)
             idle = 0
     assert 10_000 <= len(connection.inbound) < 10_000 + READ_SIZE
-    connection.abort()
-    far.close()
-    settle(loop)
 
 
 def test_inbound_outlives_the_connection(pair, loop):
@@ -204,18 +203,16 @@ def test_a_spurious_wake_up_is_nothing(scripted, loop, handler):
     assert handler.received == b"hello"
 
 
-def test_a_reset_ends_the_connection_with_its_error(loop, handler):
-    near, far = tcp_pair()
-    connection = Connection(loop, near, handler, "peer")
+def test_a_reset_ends_the_connection_with_its_error(connect, loop, handler):
+    connection, far = connect(handler, tcp_pair)
     reset(far)
     run_until(loop, lambda: handler.errors)
     assert isinstance(handler.errors[0], ConnectionResetError)
     assert connection.closed
 
 
-def test_a_reset_while_only_writing_is_noticed(loop, handler):
-    near, far = tcp_pair()
-    connection = Connection(loop, near, handler, "peer", max_buffer=10)
+def test_a_reset_while_only_writing_is_noticed(connect, loop, handler):
+    connection, far = connect(handler, tcp_pair, max_buffer=10)
     fill(connection)
     assert connection.wanted == WRITE
     reset(far)
@@ -266,22 +263,18 @@ def test_drained_is_told_once_all_is_taken(pair, loop, handler):
     assert handler.events == ["drained"]
 
 
-def test_the_handler_may_send_more_from_drained(loop):
+def test_the_handler_may_send_more_from_drained(connect, loop):
     class Refill(Recorder):
         def drained(self, connection):
             connection.send(b"more")
 
-    near, far = small_pair()
-    connection = Connection(loop, near, Refill(), "peer")
+    connection, far = connect(Refill())
     total = fill(connection)
     received = b""
     while len(received) < total + 4:
         loop.run_once(0)
         received += far.recv(1 << 20)
     assert received.endswith(b"xmore")
-    connection.abort()
-    far.close()
-    settle(loop)
 
 
 def test_closing_forgets_what_was_not_taken_and_reads_on(pair):
@@ -458,38 +451,29 @@ def test_an_event_that_is_stale_does_no_harm(pair, loop, handler):
     assert handler.events == ["lost"]
 
 
-def test_a_handler_that_raises_costs_its_own_connection(loop, caplog):
+def test_a_handler_that_raises_costs_its_own_connection(connect, loop, caplog):
     class Broken(Recorder):
         def data_received(self, connection, data):
             raise ZeroDivisionError("a bug")
 
-    near, far = small_pair()
-    other_near, other_far = small_pair()
     broken, sound = Broken(), Recorder()
-    Connection(loop, near, broken, "peer")
-    other = Connection(loop, other_near, sound, "other")
+    (_, far), (_, other_far) = connect(broken), connect(sound)
     far.send(b"x")
     other_far.send(b"y")
     settle(loop)
     assert isinstance(broken.errors[0], ZeroDivisionError)
     assert sound.received == b"y"
     assert "the handler failed" in caplog.text
-    other.abort()
-    far.close()
-    other_far.close()
-    settle(loop)
 
 
-def test_silence_whose_handling_raises_ends_its_connection_alone(loop, clock, handler, caplog):
-    near, far = small_pair()
-    connection = Connection(loop, near, handler, "peer")
+def test_silence_whose_handling_raises_ends_its_connection_alone(pair, loop, clock, handler, caplog):
+    connection, _ = pair
     watch = IdleWatch(loop, [connection], 5, lambda _connection: 1 // 0)
     clock.advance(5)
     settle(loop)
     assert isinstance(handler.errors[0], ZeroDivisionError)
     assert caplog.text.count("Traceback") == 1
     watch.close()
-    far.close()
 
 
 def test_activity_is_stamped_with_the_turn_it_happened_in(pair, loop, clock):
