@@ -211,6 +211,14 @@ def run_with_time(loop, clock, body):
     return ends[0]
 
 
+def test_a_peer_that_reads_slowly_pauses(loop, clock, pair):
+    peer, far = pair
+    far.sendall(b"hello!")
+    began = clock()
+    run_with_time(loop, clock, peer.expect_slowly(b"hello!", 2, 1.0))
+    assert clock() - began >= 3.0
+
+
 def test_a_peer_hears_noise(loop, clock, pair):
     peer, far = pair
     run_with_time(loop, clock, peer.expect_silence())
@@ -460,6 +468,25 @@ def test_a_round_trip_is_that_of_an_echo_and_not_of_a_connection(loop, clock):
     assert [status for status, _ in told.values()] == [PASSED] * 3
     assert check.connecting < 0.1
     assert 0.2 <= check.round_trip < 0.4
+    server.close()
+    settle(loop)
+
+
+def test_a_case_on_a_long_path_is_given_the_time_of_its_round_trips(loop, clock):
+    class Far(EchoServer):
+        def data_received(self, connection, data):
+            loop.call_later(0.2, lambda: connection.send(data))
+
+    async def sixty_rounds(check):
+        peer = await check.connect()
+        for _ in range(60):
+            await peer.echo(check.text(10))
+
+    server = Far(loop, [unix_listener()])
+    began = clock()
+    _, told = outcomes(loop, clock, server.addresses, cases.basic, sixty_rounds)
+    assert told["sixty_rounds"] == (PASSED, "")
+    assert clock() - began > STANDARD.limit
     server.close()
     settle(loop)
 

@@ -285,6 +285,18 @@ def test_a_worker_that_raises_has_failed_and_is_started_again_less_and_less_ofte
         workers.close()
 
 
+def test_a_worker_that_waits_to_be_started_again_is_not_once_all_end(caplog):
+    def broken(_lifeline: int) -> int:
+        raise ZeroDivisionError("a bug")
+
+    with EventLoop() as loop:
+        workers = supervise(loop, broken)
+        until(lambda: loop.run_once(0.01) or "starting it again" in caplog.text)
+        workers.stop()
+        assert not any(timer.callback for timer in workers._restarts.values())
+        workers.close()
+
+
 def test_a_worker_that_has_lived_long_is_started_again_soon(monkeypatch, caplog):
     monkeypatch.setattr(module, "YOUNG", 0.0)
 
