@@ -26,6 +26,7 @@ from helpers import (
     read_exactly,
     reset,
     run_client,
+    run_until,
     running,
     running_server,
     settle,
@@ -443,6 +444,20 @@ def test_what_a_long_delay_keeps_of_many_reads_is_bounded(loop, clock, serve):
     assert len(victim.due) <= 4  # ticks of 3.6 s
     clock.advance(3600 + 3.6)
     assert got(loop, peer) == b"x" * 100
+
+
+def test_a_peer_that_goes_while_it_is_owed_and_nothing_more_is_read_is_let_go(loop, serve):
+    server, connect = serve(chunk=1000, max_buffer=4096)
+    peer = connect()
+    with suppress(BlockingIOError):
+        while True:
+            peer.send(DATA)
+            settle(loop)
+    (connection,) = server.connections
+    assert connection.outbound
+    assert len(connection.inbound) >= 4096
+    peer.close()
+    run_until(loop, lambda: not server.connections)
 
 
 def test_a_drain_waits_for_what_is_held_back(loop, clock, serve):

@@ -54,7 +54,7 @@ class Handler:
         connection.send_eof()
 
     def drained(self, connection: Connection) -> None:
-        """Know that the kernel has taken all of `outbound` after it had refused a part."""
+        """Go on: `outbound`, of which the kernel had refused a part, is empty again, or sending has failed."""
 
     def closing(self, connection: Connection) -> None:
         """Look at the socket a last time, for it is closed next; the one call that comes from within others."""
@@ -227,6 +227,7 @@ class Connection:
             return
         except OSError as error:
             self._stop_sending(error)
+            self.handler.drained(self)
             return
         self.active_at = self.loop.now
         self.bytes_sent += sent
