@@ -712,6 +712,14 @@ def test_an_endless_run_shows_only_how_long_it_has_lasted(monkeypatch, capsys, s
     assert re.search(r"\r\x1b\[K0\.\d s  0 errors", capsys.readouterr().err)
 
 
+def test_the_meter_is_wiped_out_once_also_where_it_never_began(monkeypatch, capsys):
+    be_a_terminal(monkeypatch)
+    meter = meter_module.Meter()
+    meter.end()
+    meter.end()  # as after a second signal, which does not wait for the load
+    assert capsys.readouterr().err == meter_module.CLEAR
+
+
 def test_timers_that_stay_blunt_are_no_obstacle(capsys, monkeypatch):
     def refuse(*_arguments: object) -> None:
         raise PermissionError

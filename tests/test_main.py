@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,6 +20,15 @@ COMMANDS = [
     ("server", "echo-server", server, entry.echo_server),
     ("client", "echo-client", client, entry.echo_client),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_they_were() -> Iterator[None]:
+    """A command leaves them ignored, and here the process goes on."""
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
 
 
 @pytest.mark.parametrize("arguments", [[], ["sever"], ["sever", "--help"], ["sever", "--version"]])
@@ -85,3 +97,45 @@ def test_module_runs_as_a_program(arguments: list[str], status: int, out: str, e
     command = [sys.executable, "-m", "echopair", *arguments]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=HUNG)
     assert (done.returncode, done.stdout, done.stderr) == (status, out, err)
+
+
+def run_signalled(signum: int, program: str, **options) -> subprocess.CompletedProcess[str]:
+    """Run `program`, in which `signal` sends itself the signal and `entry` is the module of the commands."""
+    head = "import os, sys\nfrom echopair import __main__ as entry\n"
+    head += f"def signal(): os.kill(os.getpid(), {int(signum)}); sys.exit('it went on')\n"
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.run([sys.executable, "-c", head + program], check=False, text=True, timeout=HUNG, **options)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_until_a_command_handles_signals_they_end_it_with_a_line(signum: int) -> None:
+    done = run_signalled(signum, "entry._run('echo-test', signal)")
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signum, "", "echo-test: interrupted\n")
+
+
+def test_a_signal_ends_a_command_whose_standard_error_is_full_or_closed() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, bytes(65536))
+    assert run_signalled(signal.SIGTERM, "entry._run('echo-test', signal)", stderr=writer).returncode == 143
+    os.close(reader)
+    os.close(writer)
+    closed = "os.close(2)\nentry._run('echo-test', signal)"
+    assert run_signalled(signal.SIGTERM, closed).returncode == 143
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_after_a_command_is_over_changes_nothing(signum: int) -> None:
+    done = run_signalled(
+        signum,
+        "status = entry._run('echo-test', lambda: 'its status')\n"
+        f"os.kill(os.getpid(), {int(signum)})\nsys.exit(status)",
+    )
+    assert (done.returncode, done.stderr) == (1, "its status\n")
+
+
+def test_a_signal_that_whoever_started_the_command_had_it_ignore_is_ignored() -> None:
+    def nohup() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    done = run_signalled(signal.SIGHUP, "entry._run('echo-test', signal)", preexec_fn=nohup)
+    assert (done.returncode, done.stderr) == (1, "it went on\n")

@@ -245,17 +245,10 @@ def wants_colour(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
-def _point_at_null(descriptor: int) -> None:
-    null = os.open(os.devnull, os.O_RDWR)
-    if null != descriptor:
-        os.dup2(null, descriptor)
-        os.close(null)
-
-
 def _open_standard_streams() -> None:
     """Point closed standard streams at the null device, so that no socket gets their descriptor and our output."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            _point_at_null(descriptor)
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest descriptor that is free, which is this one

@@ -11,10 +11,9 @@ from collections.abc import Callable
 
 from echopair.cli.command import FAILED
 from echopair.cli.options import UsageError
-from echopair.loop import SIGHUP, SIGINT, SIGTERM, EventLoop
+from echopair.loop import ENDINGS, SIGHUP, EventLoop
 
 MAX_WORKERS = 1024
-ENDINGS = {signum for signum in (SIGINT, SIGTERM, SIGHUP) if signum}
 REMEDIES = {
     errno.EAGAIN: "no more processes are allowed: raise ulimit -u or the cgroup's pids.max, or use fewer --workers",
     errno.ENOMEM: "too little memory: use fewer --workers",

@@ -74,7 +74,7 @@ class Run(Watcher):
         self._began = time.time()  # by the wall clock
         self._busy = Busy(loop.clock)
         self._generator: Callable[[], Document] = self._this_process
-        self.close: Callable[[], object] = lambda: None  # gives back what the load still has
+        self._close: Callable[[], object] = lambda: None  # gives back what the load still has
         self._told: set[tuple[str, str]] = set()  # kinds of failures, in this interval
         self._progress = self._choose_progress()
 
@@ -96,7 +96,7 @@ class Run(Watcher):
             from echopair.cli.client_workers import SharedLoad
 
             self._load = shared = SharedLoad(self._loop, addresses, plan, self)
-            self._generator, self.close = shared.generator, shared.close
+            self._generator, self._close = shared.generator, shared.close
         else:
             self._load = Load(self._loop, addresses, plan, self)
         self._progress.start(self._loop, self._load)
@@ -108,6 +108,11 @@ class Run(Watcher):
             self._load.stop()
         else:
             self.reach.give_up()
+
+    def close(self) -> None:
+        """End what a second signal, or a failure, has left."""
+        self._progress.end()
+        self._close()
 
     def load_begun(self) -> None:
         """Note when, by the clocks that others go by; and whether that is later than was asked for."""

@@ -34,7 +34,7 @@ class Progress:
         """Show an interval that has ended."""
 
     def end(self) -> None:
-        """Show no more."""
+        """Show no more; it may be called again."""
 
 
 class Lines(Progress):
@@ -77,7 +77,7 @@ class Meter(Progress):
         self._colour = wants_colour(sys.stderr)
         self._drawn = "utf" in (sys.stderr.encoding or "").lower()
         self._last: Document | None = None
-        self._timer: Timer
+        self._timer: Timer | None = None
 
     def start(self, loop: EventLoop, load: Load | SharedLoad) -> None:
         """Draw the meter from now on."""
@@ -92,7 +92,8 @@ class Meter(Progress):
 
     def end(self) -> None:
         """Wipe the meter out."""
-        self._timer.cancel()
+        if self._timer:
+            self._timer.cancel()
         self._aside.write(CLEAR)
         self._aside.close()
 

@@ -24,8 +24,9 @@ from echopair.cli.command import (
     complain,
     wants_colour,
 )
+from echopair.cli.forking import heed
 from echopair.cli.options import UsageError
-from echopair.loop import ENDINGS, EventLoop
+from echopair.loop import EventLoop
 from echopair.measure.document import Document, loaded
 from echopair.measure.verdict import GOOD, verdict
 from echopair.text import reason
@@ -134,8 +135,8 @@ def merge_files(args: argparse.Namespace, output: Output) -> int:
         complain("echo-client", caveat, OK)
     results = Results(args, output)
     with EventLoop() as loop:
-        for signum in ENDINGS:  # a report that is begun is written whole; a second signal ends a write that hangs
-            loop.add_signal_handler(signum, loop.stop)
+        # A report that is begun is written whole; a later second signal ends a write that hangs.
+        heed(loop, loop.stop)
         return results.tell(document)
 
 

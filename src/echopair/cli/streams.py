@@ -92,7 +92,9 @@ class Aside:
     """Standard error: each text is written whole or left out; a reader that does not read blocks nothing."""
 
     def __init__(self) -> None:
-        self._stream = sys.stderr  # None if the shell closed it (2>&-)
+        # None if the shell closed it (2>&-)
+        self._stream: TextIO | None = sys.stderr
+        self._encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
         descriptor = descriptor_of(sys.stderr) if sys.stderr else None
         self._writer = None if descriptor is None else Writer(descriptor)
         self._rest = b""  # the rest of a text that was taken in part: written before any other
@@ -109,7 +111,7 @@ class Aside:
             self._flush(self._writer, deadline)
             if self._rest:
                 return False
-            self._rest = data = text.encode(self._stream.encoding, "backslashreplace")
+            self._rest = data = text.encode(self._encoding, "backslashreplace")
             self._flush(self._writer, deadline)
             if self._rest is data:
                 self._rest = b""
@@ -119,9 +121,10 @@ class Aside:
         return True
 
     def close(self) -> None:
-        """Close what was opened. Nothing can be written after that."""
+        """Close what was opened; what is written after that is dropped."""
         if self._writer:
             self._writer.close()
+        self._writer = self._stream = None
 
     def _flush(self, writer: Writer, deadline: float) -> None:
         while self._rest:
