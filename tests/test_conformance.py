@@ -25,7 +25,10 @@ from echopair.check.run import FAILED, PASSED, SKIPPED, Check, Outcome, Plan
 from echopair.loop import EventLoop
 from helpers import HUNG, LOCALHOST
 
-pytestmark = pytest.mark.timeout(600)  # the first test waits for all checks
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.xdist_group("conformance"),
+]  # all checks run at once, for the first test
 
 MIB = 1024 * 1024
 BROKEN = Path(__file__).parent.parent / "examples" / "broken"
