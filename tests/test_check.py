@@ -983,6 +983,7 @@ def test_a_check_that_nobody_reads_ends_at_once():
             check=False,
         )
     assert done.returncode == 1
+    assert done.stderr == "echo-client: cannot write to standard output: no space left on device\n"
 
 
 def test_what_was_not_run_is_an_error_for_junit_even_if_nothing_could_be(capsys, tmp_path):

@@ -291,6 +291,11 @@ def test_a_pipe_sums_up_for_a_person_and_not_for_a_script(server, monkeypatch, c
         (["-m", ""], "-m: an empty message cannot come back: give a text"),
         (["-", "-n", "2"], "- sends standard input on one connection: leave out -n"),
         (["-", "-c", "2"], "- sends standard input on one connection"),
+        ([""], "HOST:PORT is empty: give a name or an address, or leave it out"),
+        (
+            ["-n", "1", "--fail-if", "lag.max>10ms"],
+            "--fail-if 'lag.max>10ms': only an open loop has a schedule lag",
+        ),
         (["a:1", "b:1"], "unexpected argument 'b:1'"),
         (["127.0.0.1", "7"], "unexpected argument '7': write 127.0.0.1:7"),
         (["::1", "7"], "unexpected argument '7': write [::1]:7"),

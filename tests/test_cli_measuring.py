@@ -486,7 +486,6 @@ def test_a_file_that_takes_no_more_fails_the_run(capsys):
         (["p99>1h", "rate>1"], THRESHOLD),
         (["connect.p50>1us"], THRESHOLD),
         (["response.p99.9>10s", "errors>0.1%", "bytes_rate<1"], OK),
-        (["lag.p99>1s"], THRESHOLD),  # a closed loop has none, and nobody can say that it is good
     ],
 )
 def test_thresholds_decide_the_status(capsys, expressions, status):
@@ -681,6 +680,12 @@ def test_the_meter_counts_errors_and_shows_the_last_interval(monkeypatch, capsys
     err = capsys.readouterr().err
     assert re.search(r" messages/s  [\d.]+ .?i?B/s  p50 .*  p99 .*  \d+ errors", err)
     assert "\x1b[1m" not in err
+
+
+def test_the_meter_says_that_it_waits_for_the_last_messages(monkeypatch, capsys, server):
+    be_a_terminal(monkeypatch)
+    assert client.main([server(keep), "-d", "10ms", "--timeout", "1s"]) == FAILED
+    assert ", waiting for the last to come back" in re.sub(r"\x1b\[\d*m", "", capsys.readouterr().err)
 
 
 def test_a_narrow_terminal_gets_what_fits(monkeypatch, capsys):

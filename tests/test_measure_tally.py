@@ -129,6 +129,17 @@ def test_a_client_that_is_late_is_no_reason_where_responses_take_far_longer(slow
     assert tally.generator(0.5, 0.0, 1.0, shared=False)["limited"] == limited
 
 
+@pytest.mark.parametrize(("lost", "limited"), [(1, True), (2, False)])
+@pytest.mark.parametrize("figure", ["mismatched", "unanswered", "not_sent"])
+def test_a_client_that_is_late_is_no_reason_where_messages_are_lost(figure, lost, limited):
+    tally = Tally(open_loop=True, **{figure: lost})
+    tally.schedule_lag.record(LATE)
+    for _ in range(999):
+        tally.recent.record(LATE)
+    tally.end_interval(1.0, 0, 1)
+    assert tally.generator(0.5, 0.0, 1.0, shared=False)["limited"] == limited
+
+
 def test_a_short_run_says_nothing_of_its_processor():
     assert Tally().generator(TELLING, 0, TELLING / 2, shared=False) == {
         "cpu_percent": None,

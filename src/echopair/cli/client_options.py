@@ -93,6 +93,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _take_target(args: argparse.Namespace) -> None:
     """Take the positional arguments: `-`, and HOST:PORT, which overrides --host and --port."""
+    if "" in args.target:
+        raise options.UsageError("HOST:PORT is empty: give a name or an address, or leave it out")
     args.pipe = "-" in args.target
     target, *others = [each for each in args.target if each != "-"] or [""]
     if others:
@@ -219,6 +221,9 @@ def _check_contents(args: argparse.Namespace, asked: Sequence[str]) -> None:
 def _check_load(args: argparse.Namespace) -> None:
     if args.rate and args.duration is None and args.count is None:
         raise options.UsageError("-r needs an end: give -d (a duration) or -n (a number of messages)")
+    lag = [each.expression for each in args.fail_if or () if each.figure == "schedule_lag"]
+    if lag and not args.rate:
+        raise options.UsageError(f"--fail-if {lag[0]!r}: only an open loop has a schedule lag: add --rate")
     if args.start_at is not None and args.start_at < time.time():
         raise options.UsageError("--start-at is in the past: give a time in the future")
     for name in ("warmup", "interval"):

@@ -123,8 +123,9 @@ def run(name: str, body: Callable[[Sequence[str] | None, Output], int], argv: Se
         status = complain(name, "interrupted", INTERRUPTED)
     output.flush()
     output.close()
-    if output.failure and status == OK:
-        status = complain(name, f"cannot write to standard output: {reason(output.failure)}", FAILED)
+    if output.failure:
+        message = f"cannot write to standard output: {reason(output.failure)}"
+        status = complain(name, message, status or FAILED)
     return status
 
 

@@ -7,6 +7,7 @@ figures are kept of each ended interval; in long runs neighbours are joined (`bo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 
@@ -159,12 +160,16 @@ class Tally:
         telling = seconds >= TELLING
         cpu_percent = min(100 * busy / seconds, 100.0) if telling else None
         late = self.schedule_lag.percentile(99.9) or 0
+        # Messages that were lost took longer than any other.
+        lost = self.mismatched + self.unanswered + self.not_sent
+        most_came_back = 1000 * lost <= self._response.count + lost
+        slow = (self._response.percentile(99.9) or 0) if most_came_back else math.inf
         reasons = []
         if cpu_percent is not None and cpu_percent >= BUSY:
             reasons.append(f"its CPU was {cpu_percent:.0f} % busy" + (", with the server in it (--loopback)" * shared))
         elif telling and 100 * (busy + waited) / seconds >= BUSY:
             reasons.append(f"its CPU was {cpu_percent:.0f} % busy, and others kept it waiting for more")
-        if late >= LATE and 10 * late >= (self._response.percentile(99.9) or 0):  # else that is not why it was slow
+        if late >= LATE and 10 * late >= slow:  # else that is not why it was slow
             reasons.append(f"it was {late / 1e6:.1f} ms behind its own schedule (p99.9)")
         return {
             "cpu_percent": None if cpu_percent is None else round(cpu_percent, 1),
