@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
 from xml.etree import ElementTree as Xml
@@ -209,6 +210,12 @@ def run_with_time(loop, clock, body):
         settle(loop)
         clock.advance(0.1)
     return ends[0]
+
+
+@pytest.mark.parametrize(("round_trip", "moment"), [(0.01, 0.2), (0.5, 1.5)])
+def test_a_peer_waits_longer_for_what_may_not_come_on_a_long_path(loop, pair, round_trip, moment):
+    peer, _ = pair
+    assert Peer(loop, peer.sock, 1.0, print, deque([round_trip])).moment == moment
 
 
 def test_a_peer_that_reads_slowly_pauses(loop, clock, pair):
