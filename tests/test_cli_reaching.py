@@ -168,7 +168,7 @@ def test_a_probe_that_gets_no_answer_is_followed_by_another(capsys, front):
 def test_a_slow_service_is_waited_for_with_more_patience_each_time(capsys, front):
     served = front(delay=0.04)
     assert run_json(capsys, "--wait", "20s", "-n", "1", "-s", "10")[0] == OK
-    assert 2 < len(served.received) < 30  # with patience for 10 ms only it would be hundreds
+    assert len(served.received) < 30  # with patience for 10 ms only it would be hundreds
 
 
 def test_nothing_is_probed_where_nothing_is_awaited(capsys, front):

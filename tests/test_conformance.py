@@ -25,10 +25,7 @@ from echopair.check.run import FAILED, PASSED, SKIPPED, Check, Outcome, Plan
 from echopair.loop import EventLoop
 from helpers import HUNG, LOCALHOST
 
-pytestmark = [
-    pytest.mark.timeout(600),
-    pytest.mark.xdist_group("conformance"),
-]  # all checks run at once, for the first test
+pytestmark = pytest.mark.timeout(600)  # all checks run for the first test
 
 MIB = 1024 * 1024
 BROKEN = Path(__file__).parent.parent / "examples" / "broken"
