@@ -5,7 +5,7 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from documents import closed, empty, histogram, interrupted, interval, mismatch, opened, refused, timed
@@ -70,6 +70,7 @@ def test_summary_of_a_time_too_short_to_measure_is_0_and_not_null():
     assert summary(histogram([0]), ["50"]) == {"count": 1, **figures}
 
 
+@settings(max_examples=25)
 @given(nanoseconds, nanoseconds)
 def test_merging_is_recording_both(ours, theirs):
     merged = merge([timed(empty(), response=ours), timed(empty(), response=theirs)])
