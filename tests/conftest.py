@@ -14,7 +14,8 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from echopair.address import Address
-from echopair.loop import EventLoop, default_selector
+from echopair.loop import EventLoop
+from echopair.selector import default_selector
 from helpers import HUNG, LOCALHOST, Clock, descriptors
 
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # as a machine may be

@@ -19,11 +19,12 @@ SOURCE = Path(echopair.__file__).parent
 MODULES = {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in sorted(SOURCE.rglob("*.py"))}
 every_module = pytest.mark.parametrize("module", MODULES)
 
-CORE = {"address", "connection", "idle", "loop", "text"}
+CORE = {"address", "connection", "idle", "loop", "selector", "text"}
 MAY_IMPORT = {
     "__init__": set(),
     "text": set(),
-    "loop": set(),
+    "selector": set(),
+    "loop": {"selector"},
     "connection": {"loop", "text"},
     "address": {"loop", "text"},
     "idle": {"connection", "loop", "text"},
@@ -87,7 +88,8 @@ def test_only_the_standard_library_is_imported(module: str) -> None:
 @pytest.mark.parametrize(
     ("rooms", "names"),
     [
-        ({"loop"}, {"selectors", "set_wakeup_fd"}),
+        ({"loop", "selector"}, {"selectors"}),
+        ({"loop"}, {"set_wakeup_fd"}),
         ({"loop", "__main__"}, {"signal.signal"}),
         ({"address"}, {"getaddrinfo", "bind", "connect_ex", "create_connection", "create_server"}),
         ({"cli", "__main__"}, {"sys.argv", "sys.exit", "SystemExit", "os._exit", "print", "argparse"}),

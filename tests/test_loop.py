@@ -17,7 +17,8 @@ from functools import partial
 
 import pytest
 
-from echopair.loop import AS_ONE, ENDINGS, MAX_WAIT, READ, TIMERS, WRITE, EventLoop, LeanEpollSelector
+from echopair.loop import AS_ONE, ENDINGS, MAX_WAIT, READ, TIMERS, WRITE, EventLoop
+from echopair.selector import LeanEpollSelector
 from helpers import HUNG, Clock, run_until
 
 pytestmark = pytest.mark.every_selector
@@ -629,7 +630,7 @@ def test_close_lets_go_of_timers_and_queued_work_but_not_of_sockets(pair: Pair) 
 
 
 def test_a_selector_without_the_names_that_the_lean_one_relies_on_is_not_used(monkeypatch):
-    monkeypatch.setattr("echopair.loop.LeanEpollSelector", selectors.SelectSelector)
+    monkeypatch.setattr("echopair.selector.LeanEpollSelector", selectors.SelectSelector)
     with EventLoop() as loop:
         assert type(loop._selector) is selectors.DefaultSelector
 
@@ -664,13 +665,17 @@ def test_timers_that_are_set_are_not_gone_through_each_time(loop, monkeypatch):
 def test_sleeps_end_when_they_are_due_and_not_a_millisecond_later(monkeypatch, clock, wait):
     """Where select(2) waits as long as it is asked to, and epoll_wait(2) whole milliseconds, rounded up."""
 
-    class Epoll(LeanEpollSelector):
-        def select(self, timeout=None):
-            clock.advance(math.ceil(timeout * 1000) / 1000)
-            return super().select(0)
+    class Epoll:
+        def fileno(self):
+            return 3
 
-    monkeypatch.setattr("echopair.loop.select.select", lambda _read, _write, _except, wait: clock.advance(wait))
-    with EventLoop(Epoll(), clock) as loop:
+        def poll(self, timeout, _most):
+            clock.advance(math.ceil(timeout * 1000) / 1000)
+            return []
+
+    monkeypatch.setattr("echopair.selector.select.select", lambda _read, _write, _except, wait: clock.advance(wait))
+    with EventLoop(clock=clock) as loop, monkeypatch.context() as patch:
+        patch.setattr(loop._selector, "_selector", Epoll())
         fired = []
         loop.call_later(wait, lambda: fired.append(clock()))
         while not fired:
@@ -690,7 +695,7 @@ def test_no_sleep_ends_early():
 
 
 def test_a_descriptor_out_of_the_reach_of_select_is_waited_for_by_epoll(monkeypatch):
-    monkeypatch.setattr("echopair.loop.FD_SETSIZE", 0)
+    monkeypatch.setattr("echopair.selector.FD_SETSIZE", 0)
     with EventLoop() as loop:
         fired = []
         loop.call_later(0.001, lambda: fired.append(True))

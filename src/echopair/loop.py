@@ -12,13 +12,14 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-import select
 import selectors
 import signal
 import socket
 import time
 from collections import deque
 from collections.abc import Callable
+
+from echopair.selector import default_selector
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing would take a tenth of the start
@@ -35,49 +36,9 @@ ENDINGS = {signum for signum in (SIGINT, SIGTERM, SIGHUP) if signum}  # requests
 
 AS_ONE = 0.5  # seconds; requests to end within this time count as one: a shell and a supervisor may both send one
 MAX_WAIT = 24 * 3600.0  # seconds; poll(2) and epoll_wait(2) take milliseconds in an int
-EVENTS_PER_TURN = 256
-ALL = 31  # EPOLLIN, EPOLLPRI, EPOLLOUT, EPOLLERR, EPOLLHUP (epoll_ctl(2))
-MASKS = [(WRITE if event & ~1 else 0) | (READ if event & ~4 else 0) for event in range(ALL + 1)]  # as selectors has it
 TIMERS = 1024
-FD_SETSIZE = 1024  # select(2): descriptors from here on are out of its reach
-SHORT_WAIT = 0.01  # seconds; below, a millisecond more or less matters (see `_select`)
 
 log = logging.getLogger(__name__)
-
-
-def _epoll_descriptor(selector: selectors.BaseSelector) -> int | None:
-    """Return the descriptor of an epoll selector, if select(2) can take it; None of any other selector."""
-    if not isinstance(selector, getattr(selectors, "EpollSelector", ())):
-        return None
-    descriptor: int = selector.fileno()  # type: ignore[attr-defined]
-    return descriptor if descriptor < FD_SETSIZE else None
-
-
-class LeanEpollSelector(getattr(selectors, "EpollSelector", selectors.DefaultSelector)):  # type: ignore[misc]
-    """The EpollSelector, with a shorter `select()`: a tenth of what it takes to echo a small message was in there.
-
-    Ten thousand idle connections do not slow a turn down either: it asks for at most EVENTS_PER_TURN events, and epoll
-    returns the rest first next time (epoll_wait(2)). It relies on two private names, as `default_selector` checks.
-    """
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Return what is ready within `timeout` seconds (None: as long as it takes), as EpollSelector does."""
-        keys = self._fd_to_key
-        return [
-            (key, MASKS[event & ALL] & key.events)
-            for fd, event in self._selector.poll(-1 if timeout is None else max(timeout, 0), EVENTS_PER_TURN)
-            if (key := keys.get(fd))
-        ]
-
-
-def default_selector() -> selectors.BaseSelector:
-    """Return the best selector there is."""
-    if hasattr(selectors, "EpollSelector"):
-        selector = LeanEpollSelector()
-        if {"_fd_to_key", "_selector"} <= vars(selector).keys():
-            return selector
-        selector.close()
-    return selectors.DefaultSelector()
 
 
 class Timer:
@@ -108,7 +69,6 @@ class EventLoop:
         self._selector = default_selector() if selector is None else selector
         self.clock = clock
         self.now = clock()
-        self._epoll = _epoll_descriptor(self._selector)
         self._timers: list[tuple[float, int, Timer]] = []
         self._timers_at_most = TIMERS  # before the cancelled ones are looked for
         self._timer_count = itertools.count()  # breaks ties: equal times run in the order they were set
@@ -195,7 +155,7 @@ class EventLoop:
 
     def run_once(self, timeout: float | None = None) -> None:
         """Turn once, waiting at most `timeout` seconds (None: as long as it takes) for something to do."""
-        ready = self._select(self._wait(timeout))
+        ready = self._selector.select(self._wait(timeout))
         self.now = self.clock()
         forgotten = self._forgotten
         forgotten.clear()
@@ -214,8 +174,9 @@ class EventLoop:
             callback, timer.callback = timer.callback, None
             if callback is not None:
                 self._call(callback)
-        for _ in range(len(self._soon)):
-            self._call(self._soon.popleft())
+        if self._soon:
+            for _ in range(len(self._soon)):
+                self._call(self._soon.popleft())
 
     def stop(self) -> None:
         """Make `run()` return at the end of this turn."""
@@ -241,21 +202,6 @@ class EventLoop:
         self._selector.close()
         self._wakeup_receiver.close()
         self._wakeup_sender.close()
-
-    def _select(self, wait: float | None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Return what is ready within `wait` seconds, or a little less.
-
-        epoll_wait(2) takes whole milliseconds, rounded up, so whatever is due between two of them would be late. An
-        epoll descriptor can itself be waited for (epoll(7)), and select(2) takes microseconds: a long wait ends early,
-        and the next turn waits for the rest in this way.
-        """
-        if wait and self._epoll is not None:
-            if wait < SHORT_WAIT:
-                select.select([self._epoll], [], [], wait)
-                wait = 0
-            else:
-                wait -= SHORT_WAIT / 2
-        return self._selector.select(wait)
 
     def _wait(self, timeout: float | None) -> float | None:
         """How long `select()` may sleep: until `timeout`, the next timer or, with work queued, not at all."""
