@@ -34,17 +34,17 @@ class Talk(Session):
         """Begin, on a connection just made."""
         failed = f" ({tell_attempts(self.failed_attempts)})" if self.failed_attempts else ""
         self.show("connected", f"to {connection.peer}{failed}")
-        Session.start(self, connection)  # super() fails in a dataclass with slots
+        super(Talk, self).start(connection)
 
     def send_piece(self, connection: Connection, piece: bytes) -> None:
         """Send one message."""
         self.show("sent", f"{count(len(piece), 'byte')}  {printable(piece)}")
-        Session.send_piece(self, connection, piece)
+        super(Talk, self).send_piece(connection, piece)
 
     def data_received(self, connection: Connection, data: bytes) -> None:
         """Compare what came back, and go on."""
         self.show("received", f"{count(len(data), 'byte')}  {printable(data)}")
-        Session.data_received(self, connection, data)
+        super(Talk, self).data_received(connection, data)
 
     def finish(self) -> None:
         """Tell the owner that this was all."""
@@ -52,7 +52,7 @@ class Talk(Session):
             "failed" if self.failure else "closed",
             f"{count(self.connection.bytes_sent, 'byte')} sent, {self.connection.bytes_received:,} received",
         )
-        Session.finish(self)
+        super(Talk, self).finish()
 
 
 def converse(args: argparse.Namespace, output: Output) -> int:

@@ -83,7 +83,7 @@ class MeasuredSession(Session):
         self.live = True
         self.connection = connection
         self.established(self)
-        Session.start(self, connection)  # super() fails in a dataclass with slots
+        super(MeasuredSession, self).start(connection)
 
     def go_on(self) -> None:
         """Send what is allowed now, or half-close if it was all; without a connection, nothing."""
@@ -102,7 +102,7 @@ class MeasuredSession(Session):
         here = min(self.limit - self.messages_before, self.per_connection)
         self.exhausted = between and self.messages_sent >= here
         self.plain_until = here if self.pipeline == 1 and not self.schedule else 0
-        Session.send_more(self, connection)
+        super(MeasuredSession, self).send_more(connection)
 
     def messages_allowed(self) -> int:
         """Return how many messages may have been sent by now on this connection."""
@@ -117,7 +117,7 @@ class MeasuredSession(Session):
         """
         outstanding = self.outstanding
         if len(outstanding) != 1 or data != outstanding[0] or self.matched or self.pieces_per_message > 1:
-            Session.data_received(self, connection, data)
+            super(MeasuredSession, self).data_received(connection, data)
             return
         now = self._time_echo()
         if self.pieces_sent >= self.plain_until:
@@ -136,11 +136,11 @@ class MeasuredSession(Session):
             if self.schedule:
                 due = self.schedule.due(self.number - 1 + self.begun * self.schedule.conns)
             self.in_flight.append((due, now))
-        Session.send_piece(self, connection, piece)
+        super(MeasuredSession, self).send_piece(connection, piece)
 
     def piece_echoed(self) -> None:
         """Let go of the piece that has come back, and time it if a message ends with it."""
-        Session.piece_echoed(self)
+        super(MeasuredSession, self).piece_echoed()
         if self.pieces_echoed % self.pieces_per_message == 0:
             self._time_echo()
 
@@ -159,14 +159,14 @@ class MeasuredSession(Session):
 
     def eof_received(self, connection: Connection) -> None:
         """End well if all has come back, or was to be left unchecked; but an end before all is sent is none."""
-        Session.eof_received(self, connection)
+        super(MeasuredSession, self).eof_received(connection)
         if not (self.failure or self.exhausted):
             self.fail("echo", "closed", f"the server closed at {self.place()}: more was to be sent")
 
     def silent(self, timeout: float) -> None:
         """Fail, unless it is our turn: no message is due, or none may be sent yet."""
         if self.outstanding or self.connection.outbound or self.connection.eof_sent:
-            Session.silent(self, timeout)
+            super(MeasuredSession, self).silent(timeout)
 
     def closing(self, connection: Connection) -> None:
         """Ask the kernel how the connection was."""
@@ -184,4 +184,4 @@ class MeasuredSession(Session):
             self.tally.mismatched += 1
             lost -= 1
         self.tally.unanswered += lost
-        Session.finish(self)
+        super(MeasuredSession, self).finish()

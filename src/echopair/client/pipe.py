@@ -41,7 +41,7 @@ class Pipe(Session):
     def start(self, connection: Connection) -> None:
         """Begin, on a connection just made."""
         self.pieces_per_message = 1 << 62
-        Session.start(self, connection)  # super() fails in a dataclass with slots
+        super(Pipe, self).start(connection)
 
     def place(self) -> str:
         """Return where in the stream the next byte to come back stands."""
@@ -64,14 +64,14 @@ class Pipe(Session):
         if self.verify != FULL:
             connection.send(piece)
         else:
-            Session.send_piece(self, connection, piece)
+            super(Pipe, self).send_piece(connection, piece)
 
     def data_received(self, connection: Connection, data: bytes) -> None:
         """Pass the echo on, then check it."""
         connection.keep(data)
         self._watch_sink(connection)
         if self.verify == FULL:
-            Session.data_received(self, connection, data)
+            super(Pipe, self).data_received(connection, data)
 
     def eof_received(self, connection: Connection) -> None:
         """End well if all has come back."""
@@ -83,7 +83,7 @@ class Pipe(Session):
                 story = f"{count(surplus, 'byte')} more came back than was sent"
             self.fail("echo", "missing" if surplus <= 0 else "extra", story)
         else:
-            Session.eof_received(self, connection)
+            super(Pipe, self).eof_received(connection)
 
     def silent(self, timeout: float) -> None:
         """Fail, unless it is the input or the output that keeps the server waiting."""
@@ -97,7 +97,7 @@ class Pipe(Session):
             came = f"{connection.bytes_received:,} of {count(connection.bytes_sent, 'byte')} had come back"
             self.fail("echo", "timeout", f"nothing moved for {timeout:g} s, when {came}")
         else:
-            Session.silent(self, timeout)
+            super(Pipe, self).silent(timeout)
 
     def _full(self) -> bool:
         """Return whether as much is under way as can be compared with what comes back."""
