@@ -9,7 +9,6 @@ import sys
 from echopair.address import format_address, listen
 from echopair.loop import SIGINT, EventLoop
 from echopair.server import EchoServer
-from echopair.server.drain import Drain
 
 
 class UpperServer(EchoServer):
@@ -26,8 +25,8 @@ with EventLoop() as loop:
     server = UpperServer(loop, listen(["localhost"], port))
     for _, sockaddr in server.addresses:
         print(f"Listening on {format_address(sockaddr)}", flush=True)
-    # Ctrl-C: accept no more, give every peer what it is owed (for 5 s at most), then stop the loop.
-    loop.add_signal_handler(SIGINT, lambda: Drain(loop, server, 5, loop.stop))
+    # Ctrl-C: accept no more, send every peer what it is owed (for 5 s at most), then stop the loop.
+    loop.add_signal_handler(SIGINT, lambda: server.drain(5, loop.stop))
     loop.run()
 
 print(f"connections served: {server.connections_served}")

@@ -29,7 +29,6 @@ from echopair.check.script import Script, sleep
 from echopair.connection import MAX_BUFFER
 from echopair.loop import EventLoop
 from echopair.server import EchoServer
-from echopair.server.drain import Drain
 from echopair.server.faults import Faults, FaultyEchoServer
 from helpers import HUNG, LOCALHOST, descriptors, run_client, run_until, running_server
 from test_cli_workers import children, gone, until
@@ -230,7 +229,7 @@ def memory() -> int:
 def end(loop: EventLoop, server: EchoServer) -> None:
     """Drain the server, and see that it leaves nothing behind."""
     done = []
-    Drain(loop, server, HUNG, lambda: done.append(1))
+    server.drain(HUNG, lambda: done.append(1))
     run_until(loop, lambda: done)
     loop.run_once(0)
     assert not server.connections

@@ -15,7 +15,6 @@ from echopair.address import listen
 from echopair.cli import options
 from echopair.cli import server as command
 from echopair.cli.command import USAGE
-from echopair.server.drain import Drain
 from echopair.server.echo import EchoServer
 from echopair.server.faults import ABANDONED_AFTER, SENDS_PER_TURN, UNPAID, Faults, FaultyEchoServer, Strikes
 from helpers import (
@@ -260,7 +259,7 @@ def test_a_drain_waits_for_who_is_accepted_late_even_if_nobody_else_is_there(loo
     peer = connect()
     peer.sendall(b"hello")
     done = []
-    Drain(loop, server, 5, lambda: done.append(1))
+    server.drain(5, lambda: done.append(1))
     clock.advance(1.0)
     assert got(loop, peer) == b"hello"
     for _ in range(5):
@@ -273,7 +272,7 @@ def test_a_drain_that_takes_too_long_waits_for_nobody_to_be_accepted(loop, clock
     server, connect = serve(accept_delay=10.0)
     connect()
     done = []
-    Drain(loop, server, 1, lambda: done.append(1))
+    server.drain(1, lambda: done.append(1))
     for _ in range(20):
         clock.advance(0.1)
         settle(loop)
@@ -380,7 +379,7 @@ def test_who_cannot_be_served_when_accepted_late_is_closed_and_holds_no_drain(
     server, connect = serve(accept_delay=1.0, max_conns=1)
     peer, done = connect(), []
     monkeypatch.setattr(EchoServer, "_accepted", fail)
-    Drain(loop, server, 5, lambda: done.append(1))
+    server.drain(5, lambda: done.append(1))
     clock.advance(1)
     assert got(loop, peer) == b""
     assert peer.recv(1) == b""
@@ -394,7 +393,7 @@ def test_the_last_connection_to_end_leaves_a_drain_waiting_for_who_is_accepted_l
     clock.advance(1)
     settle(loop)
     late = connect()
-    Drain(loop, server, 5, lambda: done.append(1))
+    server.drain(5, lambda: done.append(1))
     first.close()
     settle(loop)
     assert (server.connections, server.waiting, done) == (set(), 1, [])
@@ -466,7 +465,7 @@ def test_a_drain_waits_for_what_is_held_back(loop, clock, serve):
     peer.sendall(b"hello")
     settle(loop)
     done = []
-    Drain(loop, server, 5, lambda: done.append(1))
+    server.drain(5, lambda: done.append(1))
     for _ in range(12):
         clock.advance(0.1)
         settle(loop)
@@ -486,7 +485,7 @@ def test_who_is_accepted_late_is_drained_too(loop, clock, serve):
     late = connect()
     late.sendall(b"hello")
     done = []
-    Drain(loop, server, 5, lambda: done.append(1))
+    server.drain(5, lambda: done.append(1))
     clock.advance(2.0)
     assert got(loop, peer) == b"hello"
     clock.advance(2.0)

@@ -23,6 +23,10 @@ class Connection:
     active_at: float
     kernel_holds: int = 0  # bytes
 
+    @property
+    def sock(self) -> Connection:
+        return self
+
     def undelivered(self) -> int:
         return self.kernel_holds
 
@@ -59,7 +63,8 @@ class Watched:
 
 
 @pytest.fixture
-def watched(loop: EventLoop, clock: Clock) -> Iterator[Watched]:
+def watched(loop: EventLoop, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    monkeypatch.setattr("echopair.idle.undelivered", lambda sock: sock.undelivered())
     watched = Watched(loop, clock)
     yield watched
     watched.watch.close()

@@ -739,7 +739,7 @@ def test_churn_gives_a_server_up_that_is_gone(run):
 def test_churn_gives_a_server_up_that_only_accepts(run, hangs):
     run = run(conns=1, count=1000, reconnect_every=10, timeout=2.0)
     run.server.data_received = lambda connection, data: None if hangs else connection.abort()
-    run.server._streams = False
+    run.server._echoes = False
     run.pass_time(12.0, 0.05)
     figures = run.figures()
     assert figures["messages"]["not_sent"] > 900

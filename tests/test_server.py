@@ -17,8 +17,7 @@ from echopair.connection import READ_SIZE
 from echopair.loop import READ, EventLoop
 from echopair.server import EchoServer
 from echopair.server.acceptor import ACCEPTS_PER_WAKEUP, PATIENCE, RECOVERED_AFTER, RETRY_DELAY, Acceptor
-from echopair.server.drain import QUIET, Drain
-from echopair.server.echo import VerboseEchoServer
+from echopair.server.echo import QUIET, VerboseEchoServer
 from helpers import LOCALHOST, read_all, read_exactly, reset, run_until, settle, unix_listener
 
 
@@ -292,7 +291,7 @@ def test_a_connection_that_cannot_be_served_is_closed_and_the_next_one_served(wo
         monkeypatch.undo()
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("echopair.server.echo.EchoStream", broken)
+    monkeypatch.setattr("echopair.server.echo.Connection", broken)
     assert read_all(world.connect(served=False), loop) == b""
     world.connect()
     assert "could not be served" in caplog.text
@@ -303,7 +302,7 @@ def test_a_selector_that_takes_no_more_is_a_shortage(world, loop, clock, monkeyp
         monkeypatch.undo()
         raise OSError(errno.ENOSPC, "no space left on device")  # epoll(7), max_user_watches
 
-    monkeypatch.setattr("echopair.server.echo.EchoStream", full)
+    monkeypatch.setattr("echopair.server.echo.Connection", full)
     assert read_all(world.connect(served=False), loop) == b""
     assert "not accepting for now" in caplog.text
     assert "Traceback" not in caplog.text
@@ -331,7 +330,7 @@ def test_an_exception_in_any_callback_ends_its_connection_alone_and_frees_its_pl
     world.server.victim = world.connection()
     neighbour = world.connect()
     if draining:
-        Drain(loop, world.server, 5, done)
+        world.server.drain(5, done)
     else:
         world.connect(served=False)
     with suppress(OSError):  # reset, for the connection ended with bytes unread
@@ -369,7 +368,7 @@ def test_who_waits_in_the_queue_at_the_end_is_served(world, loop):
     for peer in peers:
         peer.send(b"hello")
     done = []
-    Drain(loop, world.server, 5, lambda: done.append(True))
+    world.server.drain(5, lambda: done.append(True))
     for peer in peers:
         assert read_exactly(peer, loop, 5) == b"hello"
         peer.close()
@@ -472,14 +471,14 @@ def let_quiet_pass(loop, clock) -> None:
 
 
 def test_a_server_without_connections_is_done_at_once(world, loop, done):
-    Drain(loop, world.server, 5, done)
+    world.server.drain(5, done)
     assert not done.count
     loop.run_once(0)
     assert done.count == 1
 
 
 def test_draining_stops_accepting(world, loop, done):
-    Drain(loop, world.server, 5, done)
+    world.server.drain(5, done)
     with pytest.raises(ConnectionRefusedError):
         world.connect(served=False)
     settle(loop)
@@ -487,7 +486,7 @@ def test_draining_stops_accepting(world, loop, done):
 
 def test_quiet_peers_are_closed_and_that_ends_it(world, loop, clock, done):
     peers = [world.connect(), world.connect()]
-    Drain(loop, world.server, 5, done)
+    world.server.drain(5, done)
     settle(loop)
     assert not done.count
     let_quiet_pass(loop, clock)
@@ -498,7 +497,7 @@ def test_quiet_peers_are_closed_and_that_ends_it(world, loop, clock, done):
 
 def test_a_peer_that_goes_on_is_served_on(world, loop, clock, done):
     peer = world.connect()
-    Drain(loop, world.server, 5, done)
+    world.server.drain(5, done)
     for _ in range(10):
         clock.advance(QUIET * 0.9)
         peer.send(b"more")
@@ -511,7 +510,7 @@ def test_what_is_owed_and_what_is_on_its_way_is_delivered(world, loop, clock, do
     peer = world.connect()
     sent = send_what_fits(world, peer)
     assert world.connection().outbound
-    Drain(loop, world.server, 5, done)
+    world.server.drain(5, done)
     let_quiet_pass(loop, clock)
     settle(loop)
     received = 0
@@ -532,7 +531,7 @@ def test_a_peer_that_has_not_read_all_is_half_closed_and_waited_for(world, loop,
     payload = bytes(100_000)
     send_what_fits(world, peer, payload)
     run_until(loop, lambda: world.connection().bytes_sent == len(payload))
-    Drain(loop, world.server, 5, done)
+    world.server.drain(5, done)
     let_quiet_pass(loop, clock)
     settle(loop)
     assert world.connection().eof_sent
@@ -546,7 +545,7 @@ def test_a_peer_that_half_closed_before_gets_its_rest(world, loop, done):
     peer = world.connect()
     sent = send_what_fits(world, peer)
     peer.shutdown(socket.SHUT_WR)
-    Drain(loop, world.server, 5, done)
+    world.server.drain(5, done)
     assert len(read_all(peer, loop)) == sent
     run_until(loop, lambda: done.count)
 
@@ -554,7 +553,7 @@ def test_a_peer_that_half_closed_before_gets_its_rest(world, loop, done):
 def test_a_peer_that_half_closes_while_draining_gets_its_rest(world, loop, done):
     peer = world.connect()
     sent = send_what_fits(world, peer)
-    Drain(loop, world.server, 5, done)
+    world.server.drain(5, done)
     peer.shutdown(socket.SHUT_WR)
     assert len(read_all(peer, loop)) == sent
     run_until(loop, lambda: done.count)
@@ -563,14 +562,14 @@ def test_a_peer_that_half_closes_while_draining_gets_its_rest(world, loop, done)
 def test_a_peer_that_resets_while_draining_does_not_hold_the_end(world, loop, done):
     peer = world.connect()
     send_what_fits(world, peer)
-    Drain(loop, world.server, 5, done)
+    world.server.drain(5, done)
     reset(peer)
     run_until(loop, lambda: done.count)
 
 
 def test_an_error_that_waits_to_be_read_is_left_to_the_connection(world, loop, done):
     reset(world.connect())
-    Drain(loop, world.server, 5, done)
+    world.server.drain(5, done)
     run_until(loop, lambda: done.count)
 
 
@@ -578,7 +577,7 @@ def test_the_drain_timeout_cuts_peers_that_take_nothing(loop, request, zero_copy
     world = make(loop, request, listener=unix_listener(), zero_copy=zero_copy)
     send_what_fits(world, world.connect())
     owed = len(world.connection().outbound)
-    Drain(loop, world.server, 5, done)
+    world.server.drain(5, done)
     clock.advance(4)
     settle(loop)
     assert not done.count
@@ -589,8 +588,8 @@ def test_the_drain_timeout_cuts_peers_that_take_nothing(loop, request, zero_copy
 
 
 def test_giving_up_with_nothing_left_says_nothing(world, loop, done, caplog):
-    drain = Drain(loop, world.server, 5, done)
-    drain.give_up()
+    world.server.drain(5, done)
+    world.server.give_up()
     settle(loop)
     assert not caplog.text
 
@@ -598,7 +597,7 @@ def test_giving_up_with_nothing_left_says_nothing(world, loop, done, caplog):
 def test_a_server_that_cannot_be_closed_does_not_hold_the_end(world, loop, done, monkeypatch, caplog):
     with monkeypatch.context() as patch:
         patch.setattr(world.server, "close", lambda: 1 // 0)
-        Drain(loop, world.server, 5, done)
+        world.server.drain(5, done)
         settle(loop)
     assert done.count == 1
     assert "ZeroDivisionError" in caplog.text
@@ -607,6 +606,6 @@ def test_a_server_that_cannot_be_closed_does_not_hold_the_end(world, loop, done,
 def test_a_connection_lost_as_the_drain_begins_is_not_waited_for(world, loop, done):
     world.connect()
     world.connection().abort()
-    Drain(loop, world.server, 5, done)
+    world.server.drain(5, done)
     settle(loop)
     assert done.count == 1

@@ -14,10 +14,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from echopair.connection import Connection, Handler
+from echopair.connection import LARGE, Connection, Handler
 from echopair.loop import EventLoop
 from echopair.server import zerocopy
-from echopair.server.stream import LARGE, EchoStream
 from echopair.server.zerocopy import MOST_PIPES, PIPE_SIZE, SPARE_PIPES, Pipe, Pipes, affordable
 from helpers import (
     HUNG,
@@ -59,15 +58,15 @@ def pipes() -> Iterator[Pipes]:
 
 
 @pytest.fixture
-def stream(loop, pipes) -> Iterator[Callable[..., tuple[EchoStream, socket.socket, Recorder]]]:
+def stream(loop, pipes) -> Iterator[Callable[..., tuple[Connection, socket.socket, Recorder]]]:
     """Make a stream on one end of a connection, TCP unless asked otherwise, with the other end and its handler."""
-    made: list[tuple[EchoStream, socket.socket]] = []
+    made: list[tuple[Connection, socket.socket]] = []
 
     def make(pair=tcp_pair, handler: Handler | None = None, **options):
         ours, theirs = pair()
         handler = handler or Echo()
         options = {"pipes": pipes, **options}
-        connection = EchoStream(loop, ScriptedSocket(ours), handler, "peer", **options)
+        connection = Connection(loop, ScriptedSocket(ours), handler, "peer", echoes=True, **options)
         made.append((connection, theirs))
         return connection, theirs, handler
 
@@ -245,7 +244,7 @@ def test_a_pipe_that_is_empty_again_is_spare(pipes):
     several = []
     for _ in range(SPARE_PIPES + 2):
         several.append(pipes.share())
-        assert pipes.keep()
+        pipes._shared = None
     for pipe in several:
         pipes.give_back(pipe)
     assert len(pipes._spare) == SPARE_PIPES
@@ -266,7 +265,7 @@ def test_where_splice_fails_bytes_are_copied_and_none_is_lost(stream, loop, monk
     monkeypatch.setattr(zerocopy, "splice", splice)
     connection, peer, _ = stream()
     assert push(loop, peer, BIG) == BIG
-    assert connection.pipes is None
+    assert connection.pipes.refused
     assert len(calls) == call
 
 
@@ -288,17 +287,21 @@ def test_a_pipe_that_may_not_be_large_works(monkeypatch, stream, loop):
 
 @pytest.mark.parametrize("where", ["fill", "flush", "later"])
 def test_an_error_in_a_pipe_ends_the_connection_and_harms_no_other(stream, loop, pipes, monkeypatch, where):
-    def fail(*_arguments):
-        raise ConnectionResetError(errno.ECONNRESET, "reset")
+    real = zerocopy.splice
+
+    def fail(source, *arguments, **options):
+        if (source == connection.sock.fileno()) == (where == "fill"):
+            raise ConnectionResetError(errno.ECONNRESET, "reset")
+        return real(source, *arguments, **options)
 
     connection, peer, _ = stream(unix_pair)
     if where == "later":
         fill(loop, peer)
-        monkeypatch.setattr(Pipe, "flush", fail)
+        monkeypatch.setattr(zerocopy, "splice", fail)
         run_until(loop, lambda: connection.error or not peer.recv(1 << 20))
     else:
         push(loop, peer, BIG)
-        monkeypatch.setattr(Pipe, where, fail)
+        monkeypatch.setattr(zerocopy, "splice", fail)
         peer.send(BIG[:100_000])
         run_until(loop, lambda: connection.error or connection.closed)
     monkeypatch.undo()
@@ -437,7 +440,7 @@ def test_spliced_and_copied_bytes_come_back_alike_urgent_ones_too(steps, half_cl
         pipes = Pipes(most)
         with EventLoop(clock=Clock()) as loop, peer, closing(pipes):
             handler = EchoToTheEnd()
-            connection = EchoStream(loop, ours, handler, "peer", pipes=pipes if most else None)
+            connection = Connection(loop, ours, handler, "peer", echoes=True, pipes=pipes if most else None)
             expected, received = b"", bytearray()
             for step, size in steps:
                 if step in ("send", "urgent"):
@@ -495,13 +498,13 @@ def test_a_splice_that_is_refused_with_bytes_in_the_pipe_loses_none(stream, loop
     connection, peer, _ = stream(handler=EchoToTheEnd())
     sent = fill(loop, peer)
 
-    def refuse(*_arguments):
+    def refuse(*_arguments, **_options):
         raise PermissionError(errno.EACCES, "refused")
 
-    monkeypatch.setattr(Pipe, "flush", refuse)
+    monkeypatch.setattr(zerocopy, "splice", refuse)
     peer.shutdown(socket.SHUT_WR)
     assert read_all(peer, loop) == (BIG * 8)[:sent]
-    assert connection.pipes is None
+    assert connection.pipes.refused
 
 
 # How many pipes there may be

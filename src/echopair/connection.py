@@ -1,12 +1,18 @@
 """One non-blocking stream: what came in, what must go out, and how each direction ends.
 
-A Connection owns its socket, its two buffers and the facts of its life; what the bytes mean is its Handler's
-business, how long silence may last its owner's. The rule: what it waits for is a pure function of its state
-(`wanted`), and everything that changes the state on a slow path ends in `_settle()`, which brings the selector
-into line. The fast path, readable and nothing owed, is one recv and one send and touches neither.
+A Connection owns its socket, its two buffers and the facts of its life. Its Handler decides what
+the bytes mean, its owner how long silence may last.
 
-Each direction ends by itself (RFC 9293 3.6): EOF from the peer means "I send no more", not "go away". When both
-have ended, or one has failed, the connection ends: once, in `_end()`, and the handler hears of it from the loop.
+`_ready()` is the path of every byte. A connection that `echoes` sends a small message back with
+one recv and one send, in `_receive()`, and a large one through a pipe, in `_splice()`. On any other
+connection the handler gets the bytes.
+
+What a connection waits for is a pure function of its state (`wanted`). Every other path ends in
+`_settle()`, which brings the selector into line with the state.
+
+Each direction ends by itself (RFC 9293 3.6): EOF from the peer means "I send no more", not "go
+away". When both directions have ended, or one has failed, the connection ends: once, in `_end()`.
+The loop then calls the handler's `connection_lost`.
 """
 
 from __future__ import annotations
@@ -14,7 +20,6 @@ from __future__ import annotations
 import logging
 import socket
 import struct
-import sys
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,56 +30,62 @@ if TYPE_CHECKING:  # importing typing would take a tenth of the start
     from collections.abc import Callable
     from typing import Any
 
-try:
-    from fcntl import ioctl
-    from termios import TIOCOUTQ
-except ImportError:  # pragma: no cover - Windows has neither
-    ioctl = None  # type: ignore[assignment]
-
-READ_SIZE = 64 * 1024  # bytes a recv; twice that and each call costs an mmap and a munmap (malloc's threshold)
-NO_LINGER = struct.pack("ii", 1, 0)  # SO_LINGER with no time to linger: closing resets (socket(7), RFC 9293 3.10.4)
-MAX_BUFFER = 256 * 1024  # bytes; the high-water mark of either buffer
+# Bytes per recv. Twice that would cost an mmap and a munmap each time (malloc's threshold).
+READ_SIZE = 64 * 1024
+# Bytes. After a read of this size the next one is spliced: from here on that is cheaper (README).
+LARGE = 8 * 1024
+# Bytes; the high-water mark of either buffer.
+MAX_BUFFER = 256 * 1024
+# SO_LINGER with no time to linger: closing resets (socket(7), RFC 9293 3.10.4).
+NO_LINGER = struct.pack("ii", 1, 0)
 
 log = logging.getLogger(__name__)
 
 
 class Handler:
-    """Callbacks of a connection; they never nest, except `closing`.
+    """Callbacks of a connection. They never nest, except `closing`.
 
-    One handler may serve one connection or thousands. An exception raised in a callback is logged and ends that one
-    connection.
+    One handler may serve one connection or thousands. An exception in a callback is logged, and
+    ends that one connection.
     """
 
     def data_received(self, connection: Connection, data: bytes) -> None:
-        """Take `data`, the next bytes from the peer; here, it waits in `inbound` for `consume()`."""
+        """Called with the next bytes from the peer. Default: keep them until `consume()`."""
         connection.keep(data)
 
     def eof_received(self, connection: Connection) -> None:
-        """Know that the peer sends no more; here, neither do we, once what is owed is sent."""
+        """Called at the peer's EOF. Default: send EOF after all queued output."""
         connection.send_eof()
 
     def drained(self, connection: Connection) -> None:
-        """Go on: `outbound`, of which the kernel had refused a part, is empty again, or sending has failed."""
+        """Called when `outbound` is empty again: the kernel has taken it, or sending has failed."""
 
     def closing(self, connection: Connection) -> None:
-        """Look at the socket a last time, for it is closed next; the one call that comes from within others."""
+        """Called just before the socket is closed, possibly from within another callback."""
 
     def connection_lost(self, connection: Connection, error: Exception | None) -> None:
-        """Take note that the connection has ended; `error` is None where both sides had sent EOF."""
+        """Called when the connection has ended; `error` is None if both sides had sent EOF."""
 
     def forget(self, connection: Connection) -> None:
-        """Drop what is kept for the connection; called last of all, even where `connection_lost` raised."""
+        """Called last, even if `connection_lost` raised: drop what is kept for the connection."""
 
 
 @dataclass(slots=True, eq=False)
 class Connection:
     """A connected socket on the loop, reading from the moment it is made.
 
-    `inbound` holds bytes received that the handler has not taken; `outbound` bytes sent that the kernel has not
-    taken. Reading pauses while either is at `max_buffer` or above, so neither exceeds it by more than one read
-    (`inbound`) or one `send()` (`outbound`). An empty buffer is `b""`: an idle connection keeps no memory for it.
-    `bytes_received` and `bytes_sent` count what the kernel handed over and accepted; `active_at` is when it last did,
-    in the loop's seconds.
+    `inbound` holds received bytes that the handler has not taken, `outbound` sent bytes that the
+    kernel has not taken. Reading pauses while either holds `max_buffer` bytes or more, so neither
+    exceeds that by more than one read (`inbound`) or one `send()` (`outbound`). An empty buffer is
+    `b""`: an idle connection keeps no memory for it.
+
+    With `echoes`, bytes that arrive while `outbound` is empty are sent back without a call of
+    `data_received`. With `pipes` as well (server/zerocopy.py), large reads are spliced. Bytes that
+    the kernel does not take then stay in a pipe, which is `outbound` until it is empty; no more are
+    read before that.
+
+    `bytes_received` and `bytes_sent` count what the kernel handed over and accepted; `active_at` is
+    when it last did, in seconds of the loop's clock.
     """
 
     loop: EventLoop
@@ -82,17 +93,25 @@ class Connection:
     handler: Handler
     peer: str
     max_buffer: int = MAX_BUFFER
+    echoes: bool = False
+    pipes: Any = None
     inbound: bytes | bytearray = b""
-    outbound: Any = b""  # bytes or bytearray; or another kind of buffer that a subclass knows, with a length
+    # b"", a bytearray or a pipe.
+    outbound: Any = b""
     bytes_received: int = 0
     bytes_sent: int = 0
     active_at: float = 0.0
+    # The last read was large: splice the next one.
+    large: bool = False
     eof_received: bool = False
-    eof_queued: bool = False  # send_eof() was called; nothing may be sent after it
+    # Nothing may be sent any more.
+    eof_queued: bool = False
     eof_sent: bool = False
-    discarding: bool = False  # close() was called; what still comes in is of no interest
+    # close() was called: drop what still comes in.
+    discarding: bool = False
     closed: bool = False
-    error: OSError | None = None  # why sending failed; reading goes on, for what came before the failure
+    # Why sending failed. Reading goes on, for what the peer sent before.
+    error: OSError | None = None
     _watched: int = 0
 
     def __post_init__(self) -> None:
@@ -101,17 +120,19 @@ class Connection:
 
     @property
     def wanted(self) -> int:
-        """The events to wait for: READ while there is room for what may come, WRITE while something is owed."""
+        """The events to wait for: READ while both buffers have room, WRITE while bytes are owed."""
         if self.closed:
             return 0
+        if self._piped():
+            return WRITE
         room = len(self.inbound) < self.max_buffer and len(self.outbound) < self.max_buffer
         return (READ if room and not self.eof_received else 0) | (WRITE if self.outbound else 0)
 
     def send(self, data: bytes | memoryview) -> None:
-        """Pass `data` on, in order: what the kernel does not take now waits in `outbound`.
+        """Send `data` after all data before it; what the kernel refuses waits in `outbound`.
 
-        On a connection that has ended or whose sending has failed it does nothing, for the handler cannot know yet.
-        Raises RuntimeError after `send_eof()`.
+        Does nothing if the connection has ended or cannot send: the handler has not been notified
+        yet. Raises RuntimeError after `send_eof()`.
         """
         if self.eof_queued:
             if self.closed or self.error or self.discarding:
@@ -124,7 +145,7 @@ class Connection:
             except BlockingIOError:
                 pass
             except OSError as error:
-                self._stop_sending(error)
+                self._cannot_send(error)
                 return
             self.active_at = self.loop.now
             self.bytes_sent += sent
@@ -132,30 +153,33 @@ class Connection:
                 return
             self.outbound = bytearray(data[sent:])
         else:
+            if self._piped():
+                self.outbound = self.pipes.empty(self.outbound)
             self.outbound += data
         self._settle()
 
     def send_eof(self) -> None:
-        """Send EOF once everything queued is sent, and keep reading (shutdown(2), SHUT_WR)."""
+        """Send EOF after everything queued, and keep reading (shutdown(2), SHUT_WR)."""
         self.eof_queued = True
         self._settle()
 
     def close(self) -> None:
-        """Send what is queued, then EOF, then wait for the peer's EOF; what it still sends is read and dropped.
+        """Send what is queued, then EOF; drop what still comes in until the peer's EOF.
 
-        The wait is what makes the end safe: closing a socket with input unread resets the connection, and the reset
-        can overtake what was sent (RFC 1122 4.2.2.13, RFC 9293 3.10.4). Bound it with a timer and `abort()`.
+        The wait makes the end safe: closing a socket with unread input resets the connection, and
+        the reset can overtake what was sent (RFC 1122 4.2.2.13, RFC 9293 3.10.4). Limit it with a
+        timer and `abort()`.
         """
         self.discarding = True
         self.inbound = b""
         self.send_eof()
 
     def abort(self, error: Exception | None = None) -> None:
-        """End now: what is queued is dropped, and `connection_lost(error)` follows from the loop."""
+        """End now and drop what is queued; the loop then calls `connection_lost(error)`."""
         self._end(error)
 
     def keep(self, data: bytes) -> None:
-        """Append `data` to `inbound`, for the owner to take from it and say so with `consume()`."""
+        """Append `data` to `inbound`; `consume()` removes it again."""
         if self.inbound:
             self.inbound += data
         else:
@@ -163,26 +187,18 @@ class Connection:
         self._settle()
 
     def consume(self, count: int) -> None:
-        """Forget the first `count` bytes of `inbound`, ended or not; reading goes on when there is room."""
+        """Drop the first `count` bytes of `inbound`; read on if there is room again.
+
+        Works on a connection that has ended, too.
+        """
         if count < len(self.inbound):
             del self.inbound[:count]  # type: ignore[union-attr]  # not empty, so a bytearray
         else:
             self.inbound = b""
         self._settle()
 
-    def undelivered(self) -> int:
-        """Return how many bytes the kernel took and the peer has not acknowledged (tcp(7), SIOCOUTQ); -1: unknown."""
-        if ioctl is None:  # pragma: no cover - Windows
-            return -1
-        unacknowledged = bytearray(4)
-        try:
-            ioctl(self.sock, TIOCOUTQ, unacknowledged)
-        except (OSError, ValueError):  # not a TCP socket of Linux; closed
-            return -1
-        return int.from_bytes(unacknowledged, sys.byteorder)
-
     def call(self, callback: Callable[..., object], *arguments: Any) -> None:
-        """Run `callback(*arguments)`, work of this connection: if it raises, log that and end the connection."""
+        """Run `callback(*arguments)`; if it raises, log that and end this connection."""
         try:
             callback(*arguments)
         except Exception as error:
@@ -190,16 +206,20 @@ class Connection:
             self._end(error)
 
     def _ready(self, events: int) -> None:
+        """Receive, pass on, send what is owed; `events` is READ, WRITE or both."""
         try:
-            if events & READ:
+            if events != WRITE:
                 self._receive()
-            if events & WRITE and self.outbound:
+            if events != READ and self.outbound:
                 self._flush()
         except Exception as error:
             log.exception("%s: the handler failed", self.peer)
             self._end(error)
 
-    def _receive(self) -> None:
+    def _receive(self) -> None:  # noqa: C901 - in one piece, for a call costs a message 1 %
+        """Read once and pass the bytes on: echo them here, or call the handler."""
+        if self.large and self._splice():
+            return
         try:
             data = self.sock.recv(READ_SIZE)
         except BlockingIOError:
@@ -208,54 +228,97 @@ class Connection:
             self._end(self.error or error)
             return
         self.active_at = self.loop.now
-        if data:
-            self.bytes_received += len(data)
-            if not self.discarding:
-                self.handler.data_received(self, data)
-        else:
-            self._take_eof()
+        received = len(data)
+        self.bytes_received += received
+        if not data:
+            self.eof_received = True
+            self.handler.eof_received(self)
+            self._settle()
+        elif self.echoes and not (self.outbound or self.eof_queued):
+            # What send() does, without the call.
+            try:
+                sent = self.sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self._cannot_send(error)
+                return
+            self.bytes_sent += sent
+            if sent != received:
+                self.outbound = bytearray(data[sent:])
+                self._settle()
+            elif received >= LARGE and self.pipes:
+                self.large = True
+        elif not self.discarding:
+            self.handler.data_received(self, data)
 
-    def _take_eof(self) -> None:
-        self.eof_received = True
-        self.handler.eof_received(self)
-        self._settle()
+    def _splice(self) -> bool:
+        """Echo one read through a pipe; return False if recv(2) has to read."""
+        self.large = False
+        if self.outbound or self.eof_queued or self.pipes.refused:
+            return False
+        received, sent, self.outbound, error = self.pipes.echo(self.sock.fileno(), self.max_buffer)
+        if received:
+            self.active_at = self.loop.now
+            self.bytes_received += received
+            self.bytes_sent += sent
+            self.large = received >= LARGE
+            if error:
+                self._cannot_send(error)
+            elif sent != received:
+                self._settle()
+        elif error:
+            self._end(error)
+        else:
+            return False
+        return True
 
     def _flush(self) -> None:
+        """Send what is owed, as much as the kernel takes now."""
+        owed = self.outbound
         try:
-            sent = self.sock.send(self.outbound)
+            if self._piped():
+                sent, self.outbound = self.pipes.flush(owed, self.sock.fileno())
+            else:
+                sent = self.sock.send(owed)
+                del owed[:sent]
+                self.outbound = owed or b""
         except BlockingIOError:
             return
         except OSError as error:
-            self._stop_sending(error)
+            self._cannot_send(error)
             self.handler.drained(self)
             return
         self.active_at = self.loop.now
         self.bytes_sent += sent
-        if sent < len(self.outbound):
-            del self.outbound[:sent]
-        else:
-            self.outbound = b""
+        if not self.outbound:
             self.handler.drained(self)
         self._settle()
 
-    def _stop_sending(self, error: OSError) -> None:
-        """Drop what is owed, but read on: what the peer sent before it failed us may still be in the kernel."""
+    def _cannot_send(self, error: OSError) -> None:
+        """Drop what is owed, but read on: the kernel may still hold what the peer sent before."""
         self.error = error
         self._drop_outbound()
         self.send_eof()
 
     def _drop_outbound(self) -> None:
+        if self._piped():
+            self.pipes.give_back(self.outbound)
         self.outbound = b""
 
+    def _piped(self) -> bool:
+        return not isinstance(self.outbound, (bytes, bytearray))
+
     def _settle(self) -> None:
-        """Bring the selector into line with the state; send EOF, and end, when their time has come."""
+        """Send EOF if due, end if both sides have sent it, then update the selector."""
         if self.closed:
             return
         if self.eof_queued and not self.eof_sent and not self.outbound:
             self.eof_sent = True
             try:
                 self.sock.shutdown(socket.SHUT_WR)
-            except OSError as error:  # ENOTCONN: a reset came first; recv will tell, if it has not had its EOF
+            except OSError as error:
+                # ENOTCONN: a reset came first. Before the peer's EOF, recv(2) reports it as well.
                 if not self.eof_received:
                     self.error = self.error or error
         if self.eof_received and self.eof_sent:

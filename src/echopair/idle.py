@@ -6,14 +6,34 @@ nothing a message. What to do about it is the owner's to say.
 
 from __future__ import annotations
 
+import socket
+import sys
 from collections.abc import Callable, Collection
 from functools import partial
 
 from echopair.connection import Connection
 from echopair.loop import EventLoop, Timer
 
+try:
+    from fcntl import ioctl
+    from termios import TIOCOUTQ
+except ImportError:  # pragma: no cover - Windows has neither
+    ioctl = None  # type: ignore[assignment]
+
 PRECISION = 1 / 20  # of the timeout: how late silence may be noticed
 LEAST_STEP = 0.05  # seconds from one sweep to the next, however short the timeout
+
+
+def undelivered(sock: socket.socket) -> int:
+    """Return how many bytes the kernel took and the peer has not acknowledged (tcp(7), SIOCOUTQ); -1: unknown."""
+    if ioctl is None:  # pragma: no cover - Windows
+        return -1
+    unacknowledged = bytearray(4)
+    try:
+        ioctl(sock, TIOCOUTQ, unacknowledged)
+    except (OSError, ValueError):  # not a TCP socket of Linux; closed
+        return -1
+    return int.from_bytes(unacknowledged, sys.byteorder)
 
 
 class IdleWatch:
@@ -56,15 +76,15 @@ class IdleWatch:
         told, self._told = self._told, {}
         oldest = now
         for connection in self._connections:
-            since, undelivered = told.get(connection, (connection.active_at, -1))
+            since, unacknowledged = told.get(connection, (connection.active_at, -1))
             since = max(since, connection.active_at)
             if now - since >= self._timeout:
                 # The kernel may still be busy with what it took from us; then the bytes do move (tcp(7), SIOCOUTQ).
-                before, undelivered = undelivered, connection.undelivered()
-                if undelivered in (0, before):
+                before, unacknowledged = unacknowledged, undelivered(connection.sock)
+                if unacknowledged in (0, before):
                     self._loop.call_soon(partial(connection.call, self._silent, connection))
                 since = now
             if since > connection.active_at:
-                self._told[connection] = since, undelivered
+                self._told[connection] = since, unacknowledged
             oldest = min(oldest, since)
         return oldest

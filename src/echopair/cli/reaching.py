@@ -14,7 +14,6 @@ from echopair.client.echo import RETRY_DELAY, EchoClient
 from echopair.client.session import Session
 from echopair.connection import Connection
 from echopair.loop import SIGHUP, SIGINT, SIGTERM, EventLoop
-from echopair.server.drain import Drain
 from echopair.server.echo import EchoServer
 
 RESOLVE_RETRY_DELAY = 0.2  # seconds
@@ -70,7 +69,7 @@ class Reach:
             begin(addresses)
             self.loop.run()
         if self._server:
-            Drain(self.loop, self._server, 1, self.loop.stop)
+            self._server.drain(1, self.loop.stop)
             self.loop.run()
 
     def give_up(self) -> None:

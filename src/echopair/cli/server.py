@@ -25,7 +25,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from echopair.server.drain import Drain
     from echopair.server.echo import EchoServer
 
 EXAMPLES = """\
@@ -185,31 +184,29 @@ class Stop:
     """What a signal to end does: the first drains the server and then stops the loop, the second does not wait."""
 
     def __init__(self, loop: EventLoop, server: EchoServer, drain_timeout: float) -> None:
-        from echopair.server.drain import Drain  # now: at the end there may be no descriptor left to import with
-
+        self._loop = loop
         self._server = server
-        self._begin = partial(Drain, loop, server, drain_timeout, loop.stop)
-        self._drain: Drain | None = None
+        self._drain_timeout = drain_timeout
 
     @property
     def status(self) -> int:
         """The exit status: OK unless the drain dropped bytes."""
-        return FAILED if self._drain and self._drain.lost else OK
+        return FAILED if self._server.bytes_lost else OK
 
     def __call__(self) -> None:
         """Go one step further towards the end."""
-        if self._drain:
-            self._drain.give_up()
+        if self._server.draining:
+            self._server.give_up()
         else:
             self.drain()
 
     def drain(self) -> None:
         """Go the first step, if that was not done yet."""
-        if self._drain:
+        if self._server.draining:
             return
         if self._server.connections:
             log.info("draining %s, then stopping", count(len(self._server.connections), "connection"))
-        self._drain = self._begin()
+        self._server.drain(self._drain_timeout, self._loop.stop)
 
 
 def _parser() -> options.Parser:

@@ -208,8 +208,7 @@ class FaultyEchoServer(EchoServer):
                 log.exception("%s: a new connection could not be served", format_address(address))
                 sock.close()
                 self.acceptor.resume()
-                if not self.connections:
-                    self.emptied()
+                self._end_if_drained()
 
         log.debug("%s  waits to be accepted", format_address(address))
         self._unaccepted[sock] = self.loop.call_later(self._faults.accept_delay, accept)

@@ -8,6 +8,7 @@ pipes has a limit, and beyond it the bytes move to the process's memory.
 
 from __future__ import annotations
 
+import errno
 import os
 
 PIPE_SIZE = 256 * 1024  # bytes; Linux grants 64 KiB unasked, and a splice moves at most what the pipe holds
@@ -17,6 +18,11 @@ OTHER_DESCRIPTORS = 32  # standard streams, log, selector, wake-up, listeners, o
 PAGES_FILE = "/proc/sys/fs/pipe-user-pages-soft"
 PAGES = 16384  # what it holds by default
 F_SETPIPE_SZ = 1031  # fcntl(2); Python names it on some systems only
+
+# splice(2): these sockets cannot, this kernel cannot, a sandbox forbids it.
+REFUSED = (errno.EINVAL, errno.ENOSYS, errno.EACCES, errno.EPERM)
+# splice(2), pipe(2): nothing to read, or an urgent byte; no descriptors or memory for a pipe.
+NOT_NOW = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 splice = getattr(os, "splice", None)  # Linux
 NONBLOCK = getattr(os, "SPLICE_F_NONBLOCK", 2)
@@ -39,18 +45,6 @@ class Pipe:
 
     def __len__(self) -> int:
         return self.length
-
-    def fill(self, descriptor: int, most: int) -> int:
-        """Move up to `most` bytes from a socket into the pipe and return how many; 0 is its EOF. Raises OSError."""
-        moved: int = splice(descriptor, self.writer, most, flags=NONBLOCK)  # type: ignore[misc]
-        self.length += moved
-        return moved
-
-    def flush(self, descriptor: int) -> int:
-        """Move what is in the pipe to a socket, as far as it takes it, and return how much. Raises OSError."""
-        moved: int = splice(self.reader, descriptor, self.length, flags=NONBLOCK)  # type: ignore[misc]
-        self.length -= moved
-        return moved
 
     def read(self) -> bytes:
         """Take what is in the pipe out of it."""
@@ -92,27 +86,75 @@ def affordable(connections: int | None, processes: int = 1) -> int:
 class Pipes:
     """The pipes of a server, `most` at once: a shared one, empty between any two uses, and others.
 
-    A connection may keep the shared pipe if another one can take its place.
+    A connection may keep the shared one while there can be another to share. `refused` is whether splice(2) does not
+    work here; then all is copied.
     """
 
     def __init__(self, most: int) -> None:
+        self.refused = False
         self._most = most
         self._open = 0
         self._shared: Pipe | None = None
         self._spare: list[Pipe] = []
 
     def share(self) -> Pipe:
-        """Return the shared pipe, to be left empty or kept. Raises OSError where no descriptors are left for one."""
+        """Return the shared pipe, a spare or a new one if there is none. Raises OSError if no descriptors are left."""
         if self._shared is None:
             self._shared = self._spare.pop() if self._spare else self._make()
         return self._shared
 
-    def keep(self) -> bool:
-        """Leave the shared pipe to the caller until it is given back; return False if no other can take its place."""
-        if not self._spare and self._open >= self._most:
-            return False
+    def echo(self, descriptor: int, most: int) -> tuple[int, int, Pipe | bytearray | bytes, OSError | None]:
+        """Move up to `most` bytes that came in on a socket out on it again, through the shared pipe.
+
+        Return how many came in, how many went out, what holds the rest, and the error, if there was one. If none came
+        in, recv(2) has to read: at an urgent byte splice(2) fails with EAGAIN, and after the peer's EOF it returns 0
+        there (tcp_read_sock() of Linux stops at it). recv(2) goes on, so neither means what it means from recv(2).
+        """
+        received = sent = 0
+        failure = None
+        try:
+            pipe = self._shared if self._shared is not None else self.share()
+            received = splice(descriptor, pipe.writer, min(most, PIPE_SIZE), flags=NONBLOCK)  # type: ignore[misc]
+            if received:
+                sent = splice(pipe.reader, descriptor, received, flags=NONBLOCK)  # type: ignore[misc]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            if error.errno in REFUSED:
+                self.refused = True
+            elif received or error.errno not in NOT_NOW:
+                failure = error
+        if sent == received:
+            return received, sent, b"", failure
+        pipe.length = received - sent
+        if failure:
+            self.give_back(pipe)
+            return received, sent, b"", failure
+        if self.refused or not (self._spare or self._open < self._most):
+            return received, sent, self.empty(pipe), None
         self._shared = None
-        return True
+        return received, sent, pipe, None
+
+    def flush(self, pipe: Pipe, descriptor: int) -> tuple[int, Pipe | bytearray | bytes]:
+        """Move bytes from a kept pipe to a socket; return how many, and what holds the rest. Raises OSError."""
+        try:
+            sent = splice(pipe.reader, descriptor, pipe.length, flags=NONBLOCK)  # type: ignore[misc]
+        except OSError as error:
+            if error.errno not in REFUSED:
+                raise
+            self.refused = True
+            return 0, self.empty(pipe)
+        pipe.length -= sent
+        if pipe.length:
+            return sent, pipe
+        self.give_back(pipe)
+        return sent, b""
+
+    def empty(self, pipe: Pipe) -> bytearray:
+        """Take back a pipe and return what was in it."""
+        data = bytearray(pipe.read())
+        self.give_back(pipe)
+        return data
 
     def give_back(self, pipe: Pipe) -> None:
         """Take back a pipe, shared or kept, and use it again if it is empty."""
