@@ -466,7 +466,7 @@ def test_listening_soon_after_the_imports_that_it_cannot_do_without(tmp_path):
         for name, command in (("imports", imports), ("server", server)):
             with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=clean) as process:
                 process.stdout.readline()
-                process.kill()
+                os.kill(process.pid, signal.SIGKILL)  # kill() would reap one that has ended by itself
                 _, status, usage = os.wait4(process.pid, 0)
                 process.returncode = os.waitstatus_to_exitcode(status)
                 took[name].append(usage.ru_utime + usage.ru_stime)
