@@ -22,8 +22,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing would take a tenth of the start
     from typing import Any
 
-# Seconds; a round trip and a delayed ACK (RFC 1122 4.2.3.2) on most paths.
-QUIET = 0.2
+# Seconds without a byte. Longer than a peer's first retransmission and its first probe of a closed
+# window take, about 0.2 s (RFC 6298, RFC 9293 3.8.6.1): bytes may be on their way until then.
+QUIET = 0.5
 
 log = logging.getLogger(__name__)
 
