@@ -25,6 +25,7 @@ import pytest
 
 from helpers import COMMANDS, HUNG, LOCALHOST, reset, run_client, running, running_server
 from test_cli_streams import Stream
+from test_cli_workers import until
 from test_measure_schema import VALIDATOR
 
 KIB, MIB = 1024, 1024 * 1024
@@ -266,8 +267,7 @@ def test_lines_and_a_meter_that_nobody_reads_stop_no_measurement(kind):
 
 def test_ctrl_c_ends_a_long_run_with_its_report():
     with running("echo-client", "--loopback", "-c", "4", "-n", "100m") as client:
-        while status_of(client, "VmRSS") < 14 * MIB or cpu_seconds(client) < 0.3:
-            pass  # it has come to work
+        until(lambda: status_of(client, "VmRSS") >= 14 * MIB and cpu_seconds(client) >= 0.3)  # it has come to work
         client.send_signal(signal.SIGINT)
         out, err = client.communicate(timeout=HUNG)
     assert client.returncode == 130
@@ -427,9 +427,8 @@ def test_a_server_whose_output_nobody_reads_serves_on():
     os.close(reader)
     with running("echo-server", "--host", LOCALHOST, "--port", "0", stdout=writer) as server:
         os.close(writer)
-        port = 0
-        while not port:
-            port = listening_port(server)
+        until(lambda: listening_port(server))
+        port = listening_port(server)
         assert run_client(f"{LOCALHOST}:{port}").returncode == 0
         server.terminate()
         _, log = server.communicate(timeout=HUNG)
@@ -477,8 +476,7 @@ def test_a_reader_that_never_reads_cannot_keep_the_client_from_being_ended():
     reader, writer = os.pipe()
     with running("echo-client", "--loopback", "-c", "2000", stdout=writer) as client:
         os.close(writer)
-        while not waits_to_write(client):
-            pass
+        until(lambda: waits_to_write(client))
         while client.poll() is None:
             client.send_signal(signal.SIGINT)
             select.select([], [], [], 0.05)  # signals of one kind that come together are one
@@ -543,8 +541,7 @@ def test_all_output_gets_into_what_is_non_blocking_and_full(tmp_path, kind, comm
         running(*command, stdin=source, stdout=stream.descriptor, env=environment, cwd=tmp_path) as process,
     ):
         os.close(stream.descriptor)
-        while not waits_to_write(process) and process.poll() is None and "-" not in command:
-            pass
+        until(lambda: waits_to_write(process) or process.poll() is not None or "-" in command)
         out = b""
         while chunk := os.read(stream.reader, 1000):
             out += chunk
@@ -617,7 +614,9 @@ def test_a_signal_at_any_moment_ends_in_a_line_or_in_whole_results(tmp_path, arg
         for each in tmp_path.glob("*.json"):
             (folder / each.name).symlink_to(each)
         command = [sys.executable, "-c", SIGNALLED, str(int(signum)), str(at), *arguments]
-        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=HUNG, cwd=folder)
+        # Not traced: what it runs is covered elsewhere, and there is much of it.
+        quick = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=HUNG, cwd=folder, env=quick)
 
     calls = 1_000_000 - int(run(1_000_000, signal.SIGINT).stderr.split()[-1])
     outcomes = set()
