@@ -177,6 +177,14 @@ def test_a_text_aside_waits_for_room_as_long_as_it_may(aside, stream):
     reader.join()
 
 
+def test_a_text_aside_is_tried_again_when_there_is_room(aside, stream, monkeypatch):
+    refusals = [0]
+    write = Writer.write
+    monkeypatch.setattr(Writer, "write", lambda self, data: refusals.pop() if refusals else write(self, data))
+    assert aside.write("later", HUNG)
+    assert stream.read(lambda data: b"later" in data)
+
+
 def test_nothing_is_written_aside_where_nobody_reads_any_more(aside, stream):
     os.close(stream.reader)
     assert not aside.write("nobody")
